@@ -1,0 +1,30 @@
+"""What the loader gives to a task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Batch:
+    """One micro-batch of one rank.
+
+    Attributes:
+        tensors: by name. Image-text: `image` float [b, 3, h, w] normalised, channels-last; `text` int64 [b, context_length].
+        ids: one id a sample, `source/shard-stem/key`, in the order of the tensors' rows.
+        extras: things that are not tensors (captions, categories), lists of length b.
+    """
+
+    tensors: dict[str, Tensor]
+    ids: list[str]
+    extras: dict[str, list] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: torch.device) -> Batch:
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors.items()}
+        return Batch(moved, self.ids, self.extras)

@@ -1,0 +1,252 @@
+"""The whole configuration of a run: every key, its meaning, its default.
+
+Unknown keys are refused. Rules inside one section are checked here; rules across sections in `checks.py`. No torch, so that a configuration is
+checked in a fraction of a second on a login node. What DeepSpeed owns (ZeRO, communication, offload) lives in its own file, `--ds_config`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def _as_list(value: Any) -> Any:
+    """One item stands for a list of one; a bare location stands for a source of that location."""
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def _as_source(value: Any) -> Any:
+    return {"location": value} if isinstance(value, str) else value
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class TextTower(Section):
+    """Text transformer (open_clip's), with CLIP's byte-pair vocabulary."""
+
+    width: PositiveInt = 512
+    layers: PositiveInt = 12
+    heads: PositiveInt = 8
+    context_length: PositiveInt = 77
+
+
+class Model(Section):
+    """The two towers."""
+
+    image: str = "metanet_debug"
+    """Image tower: a name that `intern_zoo.list_models()` knows."""
+    image_options: dict[str, Any] = {}
+    """Overrides for the image tower's constructor, such as `norm: layer` or `drop_path: 0.1`."""
+    image_size: PositiveInt = 224
+    """Side of the square training picture in pixels."""
+    text: TextTower = TextTower()
+    embed_dim: PositiveInt = 512
+    """Width of the space that both towers meet in."""
+    max_logit_scale: Annotated[float, Field(gt=0)] = 100.0
+    """Upper bound of exp(logit scale), as in CLIP."""
+    freeze: Annotated[list[str], BeforeValidator(_as_list)] = []
+    """`image`, `text`, or patterns (fnmatch) of parameter names that stay as they are. Frozen `image` with trained `text` is LiT."""
+
+
+class Source(Section):
+    """One set of shards."""
+
+    location: Annotated[list[str], BeforeValidator(_as_list)]
+    """`embedded:train|validation|test`, or tar files: paths, globs, brace ranges, s3:// gs:// http(s):// addresses."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Share of the samples drawn from this source, relative to the other sources."""
+    name: str | None = None
+    """Short name in sample ids and logs; from the location if not given."""
+
+
+Sources = Annotated[list[Annotated[Source, BeforeValidator(_as_source)]], BeforeValidator(_as_list)]
+
+
+class Augment(Section):
+    """Training pictures: random resized crop, horizontal flip."""
+
+    crop_scale: tuple[Fraction, Fraction] = (0.9, 1.0)
+    crop_ratio: tuple[float, float] = (0.75, 1.3333)
+    flip: Fraction = 0.0
+    """Probability of a horizontal flip (0 where captions say left or right)."""
+
+
+class Data(Section):
+    train: Sources = [Source(location=["embedded:train"])]
+    lanes: PositiveInt = 64
+    """Fixed number of virtual readers that the order of samples is made of; a multiple of the world size, a divisor of the global batch."""
+    shuffle_window: PositiveInt = 2048
+    """Samples of one lane that are shuffled among themselves."""
+    workers: Annotated[int, Field(ge=0)] = 2
+    """Loader processes a rank; 0 reads in the training process."""
+    prefetch: PositiveInt = 2
+    """Micro-batches that each worker prepares ahead."""
+    index_dir: Path | None = None
+    """Where indexes of shards go that lie in places one cannot write to."""
+    max_bad_fraction: Fraction = 0.001
+    """The run stops when more than this share of the samples read so far was unusable (at least one is always let pass)."""
+    max_pixels: PositiveInt = 40_000_000
+    """Pictures with this many pixels or more are bad samples."""
+    max_caption_chars: PositiveInt = 5000
+    """Captions longer than this are bad samples."""
+    caption_keys: Annotated[list[str], BeforeValidator(_as_list)] = ["txt", "json.caption", "json.title"]
+    """Where the caption is, first match wins: a member's extension, or a key inside the sample's `json`."""
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    """Per-channel mean and standard deviation that pictures are normalised with (defaults: CLIP's)."""
+    augment: Augment = Augment()
+    shuffle_captions: bool = False
+    """Control experiment: each picture gets another sample's caption, by a fixed permutation. Evaluation is untouched."""
+
+
+class Schedule(Section):
+    kind: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps of linear warm-up from 0."""
+    min_lr: Annotated[float, Field(ge=0)] = 0.0
+
+
+class Optim(Section):
+    name: Literal["adamw", "ds_fused_adam", "ds_cpu_adam", "apex_fused_adam", "apex_fused_lamb", "apex_fused_sgd"] = "adamw"
+    """`adamw` is torch's (fused where it can be). `ds_*` are DeepSpeed's and compile on first use; `apex_*` need NVIDIA's apex, built from source."""
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """Not applied to norms, biases, logit scale, XCA temperature, layer scale and other 1-D parameters."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.98)
+    eps: Annotated[float, Field(gt=0)] = 1e-6
+    momentum: Fraction = 0.9
+    """For SGD."""
+    clip_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Largest global gradient norm; 0 turns clipping off."""
+    schedule: Schedule = Schedule()
+
+
+class Train(Section):
+    steps: PositiveInt = 1000
+    """Optimizer steps of the whole run."""
+    global_batch: PositiveInt = 1024
+    """Samples of one optimizer step, over all ranks and accumulated micro-batches."""
+    micro_batch: PositiveInt | None = None
+    """Samples that one rank takes through the model at once; None: as many as fall to it, no accumulation."""
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of an exponential moving average of the fp32 weights, kept sharded; None: no average."""
+    seed: int = 0
+    deterministic: bool = False
+    """Deterministic algorithms only (slower on GPUs); an operation without one is an error that names it."""
+    threads: PositiveInt | None = None
+    """CPU threads a rank; None: this machine's cores divided by its ranks when training on CPU."""
+
+
+class Parallel(Section):
+    sync_batch_norm: bool = True
+    """BatchNorm statistics over all data-parallel ranks instead of one rank's micro-batch."""
+
+
+class Checkpoint(Section):
+    every: PositiveInt = 1000
+    """Steps between checkpoints. One is also written at the end and when a signal asks the run to stop."""
+    keep_last: PositiveInt = 3
+    keep_best: Annotated[int, Field(ge=0)] = 1
+    best_metric: str = "retrieval/image_to_text_R@5"
+    """Evaluation result, larger is better, by which `keep_best` checkpoints are chosen."""
+
+
+class ZeroShot(Section):
+    """Zero-shot classification of a labelled set."""
+
+    data: str
+    """`embedded:validation|test` (the 20 categories), or an ImageFolder: one sub-folder of pictures a class."""
+    name: str = "zero_shot"
+    templates: Literal["openai_imagenet", "simple", "none"] = "openai_imagenet"
+    """Prompt templates, from open_clip: 80, 7, or the bare class name."""
+
+
+class Retrieval(Section):
+    """Image-text retrieval among all pairs of a set, both ways."""
+
+    data: Sources
+    name: str = "retrieval"
+
+
+class Benchmark(Section):
+    """A set of evaluations."""
+
+    zero_shot: Annotated[list[ZeroShot], BeforeValidator(_as_list)] = []
+    retrieval: Annotated[list[Retrieval], BeforeValidator(_as_list)] = []
+
+
+def _embedded(split: str) -> Benchmark:
+    return Benchmark(
+        zero_shot=[ZeroShot(data=f"embedded:{split}")],
+        retrieval=[Retrieval(data=[Source(location=[f"embedded:{split}"])])],
+    )
+
+
+class Evaluate(Section):
+    every: PositiveInt | None = None
+    """Steps between evaluations on `validation` in training; None: only at the end."""
+    batch: PositiveInt = 64
+    """Pictures or texts that one rank takes through a tower at once."""
+    validation: Benchmark = _embedded("validation")
+    """What training is judged by while it runs; chooses the best checkpoint."""
+    test: Benchmark = _embedded("test")
+    """What `intern-trainer eval` and the report show; never used to choose anything."""
+
+
+class Profile(Section):
+    first: PositiveInt
+    last: PositiveInt
+    """Steps first..last (both included) are traced into RUN/profile/."""
+
+
+class Wandb(Section):
+    project: str
+    entity: str | None = None
+    mode: Literal["online", "offline"] = "online"
+
+
+class Log(Section):
+    every: PositiveInt = 10
+    """Steps between lines in the log, the JSONL file and TensorBoard."""
+    wandb: Wandb | None = None
+    profile: Profile | None = None
+
+
+class Init(Section):
+    from_: str | None = Field(default=None, alias="from")
+    """Starting weights: a RUN folder (its newest checkpoint), one checkpoint, an exported HF folder, or an open_clip or timm weights file (safetensors)."""
+    weights: Literal["ema", "raw"] = "ema"
+    """Which weights of a run to start from; raw where it keeps no average."""
+
+
+class Run(Section):
+    dir: Path | None = None
+    """Folder of the run; None: runs/<recipe>. The same command goes on from the newest good checkpoint in it."""
+    resume: bool = True
+    """False: refuse to go on in a folder that already holds a checkpoint."""
+
+
+class Config(Section):
+    """One run, complete. Frozen; written to RUN/config.yaml."""
+
+    task: Literal["contrastive"] = "contrastive"
+    run: Run = Run()
+    init: Init = Init()
+    model: Model = Model()
+    data: Data = Data()
+    optim: Optim = Optim()
+    train: Train = Train()
+    parallel: Parallel = Parallel()
+    checkpoint: Checkpoint = Checkpoint()
+    evaluate: Evaluate = Evaluate()
+    log: Log = Log()
+    ds: dict[str, Any] = {}
+    """The user's ds_config as read from `--ds_config` (empty: ZeRO stage 0). `config.ds.effective` makes the one that DeepSpeed gets."""

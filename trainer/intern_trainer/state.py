@@ -1,0 +1,46 @@
+"""What a callback sees of the run: a small record, not the loop's insides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from intern_trainer.config.schema import Config
+from intern_trainer.ranks import Ranks
+
+
+@dataclass
+class State:
+    """The run at a step boundary. The loop writes it, callbacks read it.
+
+    Attributes:
+        step: optimizer steps done since the run's very start (resumes included).
+        samples: samples that the model has seen, all ranks together.
+        metrics: means over ranks of the last step: `loss` and what the task adds; finite Python floats.
+        lr: learning rate of the last step. grad_norm: global gradient norm before clipping.
+        step_seconds: wall time of the last step. data_seconds: the part of it spent waiting for data.
+        micro_ids: sample ids of this rank in the last step.
+        evaluation: results of the newest evaluation, by name such as `zero_shot/top1`; `evaluated_step` says when.
+        stop_reason: set by anyone who wants the run to end at the next boundary (all ranks agree before it is acted on).
+        checkpoint: newest good checkpoint of this run, if any.
+    """
+
+    config: Config
+    run_dir: Path
+    ranks: Ranks
+    total_steps: int
+    step: int = 0
+    samples: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    lr: float = 0.0
+    grad_norm: float = 0.0
+    step_seconds: float = 0.0
+    data_seconds: float = 0.0
+    micro_ids: list[str] = field(default_factory=list)
+    evaluation: dict[str, float] = field(default_factory=dict)
+    evaluated_step: int = -1
+    stop_reason: str | None = None
+    checkpoint: Path | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Things found out once at the start: parameter counts, FLOPs a sample, versions, ZeRO stage."""
