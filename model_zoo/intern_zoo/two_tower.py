@@ -1,0 +1,126 @@
+"""Two towers, one space: a picture and its caption get unit vectors that lie close (CLIP, arXiv 2103.00020).
+
+b batch, e width of the common space, f features of the image tower, l context length.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from intern_zoo.text import TextTransformer, create_text_transformer, text_no_weight_decay
+
+INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
+
+
+class TwoTowerOutput(NamedTuple):
+    """image_features, text_features: [b, e], unit norm, None for a tower that was not asked. logit_scale: [1], already exp'd and bounded."""
+
+    image_features: Tensor | None
+    text_features: Tensor | None
+    logit_scale: Tensor
+
+
+class ImageTower(nn.Module):
+    """A headless image model and the projection of its pooled features into the common space."""
+
+    def __init__(self, trunk: nn.Module, embed_dim: int) -> None:
+        super().__init__()
+        self.trunk = trunk
+        # some timm models widen their features behind the last map: the pooled width is then the head's
+        num_features = getattr(trunk, "head_hidden_size", None) or trunk.num_features
+        self.projection = nn.Linear(num_features, embed_dim, bias=False)
+        nn.init.normal_(self.projection.weight, std=num_features**-0.5)
+
+    def forward(self, x_b3hw: Tensor) -> Tensor:
+        return self.projection(self.trunk(x_b3hw))
+
+
+class TwoTower(nn.Module):
+    """Image tower, text tower and the temperature between them.
+
+    Args:
+        image: image model without classifier (`num_classes=0`): [b, 3, h, w] to pooled features [b, f].
+        text: text transformer: token ids [b, l] to [b, e].
+        embed_dim: e.
+        max_logit_scale: upper bound of exp(logit scale); CLIP's 100.
+    """
+
+    def __init__(self, image: nn.Module, text: TextTransformer, embed_dim: int, max_logit_scale: float = 100.0) -> None:
+        super().__init__()
+        self.image = ImageTower(image, embed_dim)
+        self.text = text
+        self.max_logit_scale = max_logit_scale
+        # shape [1]: DeepSpeed cannot view a parameter without dimensions as bytes
+        self.logit_scale = nn.Parameter(torch.full((1,), INITIAL_LOGIT_SCALE))
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        """[b, 3, h, w] to unit vectors [b, e]."""
+        return F.normalize(self.image(image), dim=-1)
+
+    def encode_text(self, text: Tensor) -> Tensor:
+        """Token ids [b, l] to unit vectors [b, e]."""
+        return F.normalize(self.text(text), dim=-1)
+
+    def forward(self, image: Tensor | None = None, text: Tensor | None = None) -> TwoTowerOutput:
+        return TwoTowerOutput(
+            None if image is None else self.encode_image(image),
+            None if text is None else self.encode_text(text),
+            _UpperBound.apply(self.logit_scale.exp(), self.max_logit_scale),
+        )
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.image.trunk.set_grad_checkpointing(enable)
+        self.text.set_grad_checkpointing(enable)
+
+    def no_weight_decay(self) -> set[str]:
+        """Full names of the parameters that take no weight decay."""
+        image = {f"image.trunk.{name}" for name in self.image.trunk.no_weight_decay()}
+        text = {f"text.{name}" for name in text_no_weight_decay(self.text)}
+        return image | text | {"logit_scale"}
+
+
+class _UpperBound(torch.autograd.Function):
+    """min(x, bound) whose gradient vanishes only where it would push x further up, so that x can come back from the bound.
+
+    CLIP cuts the parameter itself after each step; a parameter that ZeRO has sharded is not there to be cut.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bound: float) -> Tensor:
+        ctx.save_for_backward(x < bound)
+        return x.clamp(max=bound)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = gradients
+        (below,) = ctx.saved_tensors
+        return gradient * (below | (gradient > 0)), None
+
+
+def create_two_tower(
+    image: str,
+    image_size: int,
+    embed_dim: int,
+    text: dict[str, int],
+    image_options: dict[str, Any] | None = None,
+    max_logit_scale: float = 100.0,
+) -> TwoTower:
+    """Build both towers by name.
+
+    Args:
+        image: image model, a name that `intern_zoo.list_models()` knows.
+        image_size: side of the training picture in pixels, for those image models whose parameters depend on it.
+        embed_dim: width of the common space.
+        text: `width`, `layers`, `heads`, `context_length` of the text transformer.
+        image_options: overrides for the image model's constructor.
+        max_logit_scale: upper bound of exp(logit scale).
+    """
+    from intern_zoo import create_model
+
+    trunk = create_model(image, num_classes=0, **(image_options or {}))
+    return TwoTower(trunk, create_text_transformer(embed_dim, **text), embed_dim, max_logit_scale)
