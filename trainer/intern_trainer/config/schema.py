@@ -20,8 +20,12 @@ def _as_list(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else [value]
 
 
-def _as_source(value: Any) -> Any:
-    return {"location": value} if isinstance(value, str) else value
+def _as_sources(value: Any) -> Any:
+    """Bare locations, however many, are one source; mappings are sources of their own."""
+    items = _as_list(value)
+    bare = [item for item in items if isinstance(item, str)]
+    sources = [item for item in items if not isinstance(item, str)]
+    return ([{"location": bare}] if bare else []) + sources
 
 
 class Section(BaseModel):
@@ -66,7 +70,7 @@ class Source(Section):
     """Short name in sample ids and logs; from the location if not given."""
 
 
-Sources = Annotated[list[Annotated[Source, BeforeValidator(_as_source)]], BeforeValidator(_as_list)]
+Sources = Annotated[list[Source], BeforeValidator(_as_sources), Field(min_length=1)]
 
 
 class Augment(Section):

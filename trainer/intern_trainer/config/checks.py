@@ -1,0 +1,153 @@
+"""Rules across sections of a configuration. All are looked at, none stops at the first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from intern_trainer.config.schema import Benchmark, Config
+from intern_trainer.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How a global batch is divided: `micro * accumulation * world_size = global_batch`."""
+
+    micro: int
+    accumulation: int
+    world_size: int
+
+    @property
+    def per_rank(self) -> int:
+        """Samples of one optimizer step on one rank."""
+        return self.micro * self.accumulation
+
+
+def check(config: Config) -> list[ConfigError]:
+    """What can be known without the number of ranks."""
+    return [*_check_batch(config), *_check_schedule(config), *_check_model(config), *_check_evaluation(config)]
+
+
+def check_world(config: Config, world_size: int) -> list[ConfigError]:
+    """What depends on the number of ranks."""
+    train, errors = config.train, []
+    if train.global_batch % world_size:
+        errors.append(
+            ConfigError(
+                f"train.global_batch {train.global_batch} over {world_size} ranks leaves {train.global_batch % world_size} samples",
+                "the world size divides the global batch",
+                f"train.global_batch={_nearest_multiple(train.global_batch, world_size)}, or another number of ranks",
+            )
+        )
+    elif train.micro_batch and (train.global_batch // world_size) % train.micro_batch:
+        per_rank = train.global_batch // world_size
+        errors.append(
+            ConfigError(
+                f"train.micro_batch {train.micro_batch} does not divide the {per_rank} samples a rank "
+                f"(train.global_batch {train.global_batch} / {world_size} ranks)",
+                "global_batch = micro_batch x accumulation x ranks",
+                f"train.micro_batch={_largest_divisor(per_rank, train.micro_batch)}",
+            )
+        )
+    if config.data.lanes % world_size:
+        errors.append(
+            ConfigError(
+                f"data.lanes {config.data.lanes} over {world_size} ranks leaves {config.data.lanes % world_size} lanes",
+                "each rank serves the same number of lanes",
+                f"a number of ranks that divides {config.data.lanes}; changing data.lanes changes the order of the data",
+            )
+        )
+    return errors
+
+
+def batch_plan(config: Config, world_size: int) -> BatchPlan:
+    """The division of the global batch over ranks and micro-batches.
+
+    Raises:
+        ConfigError: the world size or the micro-batch does not divide it.
+    """
+    errors = check_world(config, world_size)
+    if errors:
+        raise errors[0]
+    per_rank = config.train.global_batch // world_size
+    micro = config.train.micro_batch or per_rank
+    return BatchPlan(micro, per_rank // micro, world_size)
+
+
+def _check_batch(config: Config) -> Iterator[ConfigError]:
+    batch, lanes = config.train.global_batch, config.data.lanes
+    if batch % lanes:
+        yield ConfigError(
+            f"data.lanes {lanes} does not divide train.global_batch {batch}",
+            "each lane gives the same number of samples to every global batch",
+            f"data.lanes={_largest_divisor(batch, lanes)}, or train.global_batch={_nearest_multiple(batch, lanes)}",
+        )
+
+
+def _check_schedule(config: Config) -> Iterator[ConfigError]:
+    steps, schedule, profile = config.train.steps, config.optim.schedule, config.log.profile
+    if schedule.warmup_steps > steps:
+        yield ConfigError(
+            f"optim.schedule.warmup_steps {schedule.warmup_steps} is more than train.steps {steps}",
+            "the warm-up is part of the run",
+            f"optim.schedule.warmup_steps={steps // 10}",
+        )
+    if schedule.min_lr > config.optim.lr:
+        yield ConfigError(
+            f"optim.schedule.min_lr {schedule.min_lr} is more than optim.lr {config.optim.lr}",
+            "the learning rate falls from optim.lr to min_lr",
+            f"optim.schedule.min_lr={config.optim.lr / 100:g}",
+        )
+    if profile and not profile.first <= profile.last <= steps:
+        yield ConfigError(
+            f"log.profile is steps {profile.first} to {profile.last} of {steps}",
+            "first <= last <= train.steps",
+            "log.profile={first: 5, last: 8}",
+        )
+
+
+def _check_model(config: Config) -> Iterator[ConfigError]:
+    text, augment = config.model.text, config.data.augment
+    if text.width % text.heads:
+        yield ConfigError(
+            f"model.text.width {text.width} over model.text.heads {text.heads} is not whole",
+            "each attention head has width / heads channels",
+            f"model.text.heads={_largest_divisor(text.width, text.heads)}",
+        )
+    for key, (low, high) in (("crop_scale", augment.crop_scale), ("crop_ratio", augment.crop_ratio)):
+        if not 0 < low <= high:
+            yield ConfigError(f"data.augment.{key} is [{low}, {high}]", "0 < low <= high", f"data.augment.{key}=[0.5, 1.0]")
+    if any(s <= 0 for s in config.data.std):
+        yield ConfigError(f"data.std is {list(config.data.std)}", "pictures are divided by it", "give positive numbers")
+
+
+def _check_evaluation(config: Config) -> Iterator[ConfigError]:
+    evaluate, checkpoint = config.evaluate, config.checkpoint
+    for split in ("validation", "test"):
+        names = [e.name for e in _entries(getattr(evaluate, split))]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            yield ConfigError(
+                f"evaluate.{split} has {names.count(name)} entries named {name}",
+                "results are kept by name",
+                "give each entry a `name` of its own",
+            )
+    names = [e.name for e in _entries(evaluate.validation)]
+    chosen_by = checkpoint.best_metric.split("/")[0]
+    if checkpoint.keep_best and evaluate.every and chosen_by not in names:
+        yield ConfigError(
+            f"checkpoint.best_metric {checkpoint.best_metric} is not among the results of evaluate.validation ({', '.join(names)})",
+            "the best checkpoint is chosen by an evaluation that runs in training",
+            f"checkpoint.best_metric={names[0]}/..." if names else "checkpoint.keep_best=0",
+        )
+
+
+def _entries(benchmark: Benchmark) -> list:
+    return [*benchmark.zero_shot, *benchmark.retrieval]
+
+
+def _largest_divisor(number: int, at_most: int) -> int:
+    return next(d for d in range(min(number, at_most), 0, -1) if number % d == 0)
+
+
+def _nearest_multiple(number: int, of: int) -> int:
+    return max(of, round(number / of) * of)

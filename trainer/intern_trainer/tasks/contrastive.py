@@ -1,0 +1,71 @@
+"""Image-text pretraining with the CLIP loss (arXiv 2103.00020) over all ranks."""
+
+from __future__ import annotations
+
+import difflib
+
+import intern_zoo
+from intern_kernels.contrastive_loss import info_nce
+from intern_zoo.two_tower import TwoTower, create_two_tower
+from torch import Tensor
+
+from intern_trainer.batch import Batch
+from intern_trainer.collectives import all_gather
+from intern_trainer.config.schema import Config
+from intern_trainer.errors import ConfigError
+from intern_trainer.ranks import Ranks
+from intern_trainer.tasks.base import Forward
+from intern_trainer.tasks.freeze import freeze
+
+
+class ContrastiveTask:
+    """Two towers, pulled together where picture and caption belong together and apart where they do not."""
+
+    name = "contrastive"
+
+    def __init__(self, config: Config, ranks: Ranks) -> None:
+        known = intern_zoo.list_models()
+        if config.model.image not in known:
+            near = difflib.get_close_matches(config.model.image, known, 3, 0.5)
+            raise ConfigError(
+                f"model.image is {config.model.image!r}",
+                "it must be a model of the zoo",
+                f"did you mean {', '.join(near)}?" if near else "intern_zoo.list_models() lists them",
+            )
+        self.config, self.ranks = config, ranks
+
+    def build_model(self) -> TwoTower:
+        model = self.config.model
+        try:
+            towers = create_two_tower(
+                image=model.image,
+                image_options=dict(model.image_options),
+                image_size=model.image_size,
+                embed_dim=model.embed_dim,
+                text=model.text.model_dump(),
+                max_logit_scale=model.max_logit_scale,
+            )
+        except (TypeError, ValueError) as error:  # the zoo's word on an option that it does not know
+            raise ConfigError(
+                f"{model.image} with model.image_options {model.image_options}: {error}",
+                "options must be ones of the image tower's constructor",
+                "correct model.image_options",
+            ) from error
+        freeze(towers, model.freeze)
+        return towers
+
+    def loss(self, forward: Forward, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Half of picture -> caption among all captions, half of caption -> picture among all pictures; rows are this rank's.
+
+        Its mean over ranks is the loss of the global micro-batch, and holds local x global logits at most.
+        """
+        out = forward(image=batch.tensors["image"], text=batch.tensors["text"])
+        image_ge, text_ge = all_gather(out.image_features), all_gather(out.text_features)
+        first = self.ranks.rank * len(batch)
+        image_loss, hits = info_nce(out.image_features, text_ge, out.logit_scale, first)
+        text_loss, _ = info_nce(out.text_features, image_ge, out.logit_scale, first)
+        loss = (image_loss + text_loss) / 2
+        return loss, {
+            "batch_accuracy": hits / len(batch),
+            "logit_scale": out.logit_scale.detach().squeeze(),
+        }
