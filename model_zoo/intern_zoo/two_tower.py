@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from intern_zoo.text import TextTransformer, create_text_transformer, text_no_weight_decay
+from intern_zoo.registry import create_model
+from intern_zoo.text import TextTransformer, create_text_transformer
 
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
 
@@ -78,10 +80,10 @@ class TwoTower(nn.Module):
         self.text.set_grad_checkpointing(enable)
 
     def no_weight_decay(self) -> set[str]:
-        """Full names of the parameters that take no weight decay."""
+        """Full names of the parameters that weight decay would only harm: offsets, factors, positions, temperature."""
+        one_dimensional = {name for name, parameter in self.named_parameters() if parameter.ndim <= 1}
         image = {f"image.trunk.{name}" for name in self.image.trunk.no_weight_decay()}
-        text = {f"text.{name}" for name in text_no_weight_decay(self.text)}
-        return image | text | {"logit_scale"}
+        return one_dimensional | image | {"text.positional_embedding"}
 
 
 class _UpperBound(torch.autograd.Function):
@@ -120,7 +122,9 @@ def create_two_tower(
         image_options: overrides for the image model's constructor.
         max_logit_scale: upper bound of exp(logit scale).
     """
-    from intern_zoo import create_model
-
-    trunk = create_model(image, num_classes=0, **(image_options or {}))
+    options = dict(image_options or {})
+    known = timm.get_pretrained_cfg(image)  # of MetaNets, too: the registry made them known to timm
+    if known is not None and known.fixed_input_size:
+        options.setdefault("img_size", image_size)
+    trunk = create_model(image, num_classes=0, **options)
     return TwoTower(trunk, create_text_transformer(embed_dim, **text), embed_dim, max_logit_scale)

@@ -7,7 +7,7 @@ from torch import nn
 
 from intern_zoo.text.tokenizer import VOCAB_SIZE
 
-__all__ = ["TextTransformer", "create_text_transformer", "text_no_weight_decay"]
+__all__ = ["TextTransformer", "create_text_transformer"]
 
 
 def create_text_transformer(
@@ -31,8 +31,3 @@ def create_text_transformer(
         output_dim=embed_dim,
         act_layer=nn.GELU,
     )
-
-
-def text_no_weight_decay(text: TextTransformer) -> set[str]:
-    """Parameter names that weight decay would only harm: positions, norms and biases."""
-    return {"positional_embedding"} | {name for name, parameter in text.named_parameters() if parameter.ndim == 1}
