@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 import timm
@@ -44,16 +45,24 @@ def _create_metanet(name: str, **overrides: Any) -> nn.Module:
 
 
 def _create_timm(name: str, **overrides: Any) -> nn.Module:
-    """A timm model without pretrained weights whose `num_features` is the width of what `forward_head` pools.
+    """A timm model without pretrained weights, made to answer as ours do.
 
-    timm's MobileNetV3 widens its features once more after pooling and calls that width `head_hidden_size`.
+    `num_features` becomes the width of what `forward_head` pools (timm's MobileNetV3 widens its features once more after
+    pooling and calls that width `head_hidden_size`), and `no_weight_decay()` names norms and biases too.
     """
     try:
         model = timm.create_model(name, pretrained=False, **overrides)
     except TypeError as error:
         raise ModelConfigError(f"{name} (of timm) was refused its options {overrides}:", f"{error}.", "") from error
     model.num_features = model.head_hidden_size
+    model.no_weight_decay = MethodType(_no_weight_decay, model)
     return model
+
+
+def _no_weight_decay(model: nn.Module) -> set[str]:
+    """What the model's own class names (position embeddings, tokens), and every vector."""
+    own = getattr(type(model), "no_weight_decay", None)
+    return (set(own(model)) if own else set()) | {name for name, p in model.named_parameters() if p.dim() <= 1}
 
 
 def _timm_entry_point(name: str) -> Callable[..., nn.Module]:

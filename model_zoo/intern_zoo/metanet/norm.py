@@ -71,8 +71,10 @@ class BatchNorm(nn.BatchNorm2d):
         weight_c, bias_c = self.weight.float(), self.bias.float()
         if own_statistics and self.reduce_stats is not None:
             return self._shared(x_bchw, weight_c, bias_c, self.reduce_stats, updated)
+        mean_c, var_c = self.running_mean, self.running_var
+        if own_statistics and not updated:
+            mean_c, var_c = mean_c.clone(), var_c.clone()  # the kernel writes into what it is given
         # torch's kernels take half-precision maps with fp32 weights and statistics, and sum in fp32
-        mean_c, var_c = (self.running_mean, self.running_var) if updated or not own_statistics else (None, None)
         return F.batch_norm(x_bchw, mean_c, var_c, weight_c, bias_c, own_statistics, self.momentum or 0.0, self.eps)
 
     def _shared(
