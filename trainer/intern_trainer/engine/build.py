@@ -1,0 +1,96 @@
+"""From a configuration to an engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from intern_trainer import parallel
+from intern_trainer.config import ds
+from intern_trainer.config.schema import Config
+from intern_trainer.determinism import seed_all, seed_of_rank, set_deterministic
+from intern_trainer.engine.average import Average
+from intern_trainer.engine.construct import Build, build_model, shard, whole_weights
+from intern_trainer.engine.engine import Engine
+from intern_trainer.engine.layout import layout_of
+from intern_trainer.engine.optimizers import build_optimizer
+from intern_trainer.engine.runtime import load_deepspeed
+from intern_trainer.errors import EnvironmentFault
+from intern_trainer.optim import describe_groups, parameter_groups
+from intern_trainer.ranks import Ranks
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def build_engine(config: Config, ranks: Ranks, build: Build) -> Engine:
+    """Make the model and everything that trains it. Collective.
+
+    The weights are those that `build` makes under the seed `train.seed`, the same for every ZeRO stage, precision and number of ranks; afterwards
+    each rank's generators get a seed of their own.
+
+    Args:
+        config: the run's configuration. ranks: from `init_ranks`; DeepSpeed adopts its process group.
+        build: makes the model with its frozen parameters marked. With ZeRO-3 it is called on the meta device on all ranks but the first.
+
+    Raises:
+        ConfigError, EnvironmentFault: the model, the precision or the optimizer cannot be had here.
+    """
+    deepspeed = load_deepspeed()
+    _check_precision(config, ranks)
+    set_deterministic(config)
+    stage, dtype = ds.zero_stage(config), DTYPES[config.train.precision]
+    ds_config = ds.effective(config, ranks.world_size)
+    seed_all(config.train.seed)
+    model = build_model(build, ranks, on_meta=stage == 3 and not ranks.is_main)
+    parallel.apply(model, config, ranks)
+    seed_all(seed_of_rank(config, ranks.rank))
+    weights = shard(model, ds_config, dtype, ranks) if stage == 3 else whole_weights(model)
+    groups = parameter_groups(model, config)
+    optimizer = build_optimizer(groups, config, ranks.device, offload=_offloads(ds_config))
+    ds_engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config, dist_init_required=False)
+    layout = layout_of(ds_engine, model, stage)
+    _restore_masters(layout, weights)
+    average = Average(layout.holders, config.train.ema_decay) if config.train.ema_decay else None
+    facts = _facts(model, config, stage, groups)
+    return Engine(ds_engine, model, optimizer, layout, average, config, ranks, stage, dtype, facts)
+
+
+@torch.no_grad()
+def _restore_masters(layout: Any, weights: dict[str, tuple[int, torch.Tensor]]) -> None:
+    """DeepSpeed takes its fp32 masters from weights that it has rounded before: put the exact ones back."""
+    for piece in layout.pieces:
+        first, values = weights[piece.name]
+        piece.put(layout.holders[piece.holder], values[piece.start - first :][: piece.length])
+    layout.refresh()
+
+
+def _offloads(ds_config: dict[str, Any]) -> bool:
+    device = (ds_config["zero_optimization"].get("offload_optimizer") or {}).get("device", "none")
+    return device != "none"
+
+
+def _check_precision(config: Config, ranks: Ranks) -> None:
+    if config.train.precision != "fp16":
+        return
+    if not load_deepspeed().accelerator.get_accelerator().is_fp16_supported():
+        raise EnvironmentFault(
+            f"train.precision is fp16, and this {ranks.device.type} has no fp16 arithmetic",
+            "fp16 needs a GPU, or a CPU with AVX512-FP16 (Sapphire Rapids and later)",
+            "train.precision=bf16, or fp32",
+        )
+
+
+def _facts(model: Any, config: Config, stage: int, groups: list[dict[str, Any]]) -> dict[str, Any]:
+    asked = ds.asked_stage(config)
+    sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in model.parameters()]
+    return {
+        "zero_stage": stage,
+        "zero_stage_asked": asked,
+        "precision": config.train.precision,
+        "optimizer": config.optim.name,
+        "parameters": sum(size for size, _ in sizes),
+        "trainable_parameters": sum(size for size, trained in sizes if trained),
+        "groups": describe_groups(groups),
+        "notes": [ds.stage_note(config)] if asked != stage else [],
+    }

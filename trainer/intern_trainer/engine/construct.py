@@ -1,0 +1,91 @@
+"""Making the model: whole on every rank, or sharded from the start (ZeRO-3). Either way its fp32 weights are kept exact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from intern_trainer.engine.guards import refuse_scalar_parameters
+from intern_trainer.engine.runtime import load_deepspeed
+from intern_trainer.errors import UserError
+from intern_trainer.ranks import Ranks
+
+Build = Callable[[], nn.Module]
+Shards = dict[str, tuple[int, Tensor]]
+"""By parameter name: the place of this rank's first element in the flattened parameter, and the fp32 elements from there on."""
+
+
+def build_model(build: Build, ranks: Ranks, on_meta: bool = False) -> nn.Module:
+    """Call `build`; what goes wrong on one rank is raised on all of them, so that none waits for ever."""
+    model, failure = None, None
+    try:
+        if on_meta:
+            with torch.device("meta"):
+                model = build()
+        else:
+            model = build()
+        refuse_scalar_parameters(model)
+    except UserError as error:
+        failure = error
+    failures = [error for error in ranks.gather(failure) if error is not None]
+    if failures:
+        raise failures[0]
+    assert model is not None
+    return model
+
+
+def whole_weights(model: nn.Module) -> Shards:
+    """The fp32 weights of trainable parameters as they are before the engine rounds them. Not a copy: the engine replaces the tensors."""
+    return {name: (0, p.detach().float().reshape(-1)) for name, p in model.named_parameters() if p.requires_grad}
+
+
+def shard(model: nn.Module, ds_config: dict[str, Any], dtype: torch.dtype, ranks: Ranks) -> Shards:
+    """Divide the model's parameters among the ranks by `zero.Init`, one after another, from the weights of rank 0.
+
+    Rank 0 holds the model in host memory, the others on the meta device; no accelerator ever holds more than its shards and one parameter.
+    DeepSpeed's own way, building under `with zero.Init()`, loses what a parent's constructor initialises after its children are sharded, makes other
+    random weights than an unsharded build, and rounds them to `dtype` before the fp32 masters are taken.
+
+    Returns:
+        this rank's shards in fp32, from before the rounding.
+    """
+    init = load_deepspeed().zero.Init(config_dict_or_path=ds_config, dtype=dtype)
+    shards: Shards = {}
+    replaced: dict[int, nn.Parameter] = {}
+    prefixes = {id(module): prefix for prefix, module in model.named_modules()}
+    for module in model.modules():
+        for key, parameter in list(module._parameters.items()):
+            if parameter is None:
+                continue
+            if id(parameter) not in replaced:
+                full = _from_main(parameter.detach(), ranks)
+                name = f"{prefixes[id(module)]}.{key}".lstrip(".")
+                if parameter.requires_grad:
+                    shards[name] = _shard_of(full, ranks)
+                new = nn.Parameter(full.to(dtype) if full.is_floating_point() else full, requires_grad=parameter.requires_grad)
+                new.__dict__.update(parameter.__dict__)
+                init._convert_to_zero_parameters([new])
+                replaced[id(parameter)] = new
+            module._parameters[key] = replaced[id(parameter)]
+        for key, buffer in list(module._buffers.items()):
+            if buffer is not None:
+                module._buffers[key] = _from_main(buffer, ranks)
+    return shards
+
+
+def _from_main(tensor: Tensor, ranks: Ranks) -> Tensor:
+    """Rank 0's values on this rank's device; the other ranks bring the shape alone."""
+    full = tensor.to(ranks.device).contiguous() if ranks.is_main else torch.empty(tensor.shape, dtype=tensor.dtype, device=ranks.device)
+    if ranks.world_size > 1:
+        dist.broadcast(full.reshape(-1).view(torch.uint8), src=0)
+    return full
+
+
+def _shard_of(full: Tensor, ranks: Ranks) -> tuple[int, Tensor]:
+    part = -(-full.numel() // ranks.world_size)
+    start = min(part * ranks.rank, full.numel())
+    return start, full.reshape(-1)[start : start + part].float().clone()

@@ -1,0 +1,91 @@
+"""Guards against what DeepSpeed 0.19.8 gets wrong without a word."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from intern_trainer.errors import ConfigError, TrainingError
+
+
+def refuse_scalar_parameters(model: nn.Module) -> None:
+    """DeepSpeed broadcasts parameters as bytes and dies on one without dimensions, in words that name neither it nor the reason."""
+    names = [name for name, parameter in model.named_parameters() if parameter.ndim == 0]
+    if names:
+        raise ConfigError(
+            f"parameter{'s' if len(names) > 1 else ''} {', '.join(f'`{name}`' for name in names)} without dimensions (shape ())",
+            "DeepSpeed cannot share a 0-dim parameter among ranks",
+            "give it the shape (1,) in the model: nn.Parameter(torch.zeros(1))",
+        )
+
+
+class FrozenSet:
+    """What was frozen when the engine was built stays frozen: DeepSpeed never trains a parameter that is unfrozen later, and says nothing."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._flags = [(name, parameter, parameter.requires_grad) for name, parameter in model.named_parameters()]
+
+    def check(self) -> None:
+        changed = [name for name, parameter, flag in self._flags if parameter.requires_grad != flag]
+        if changed:
+            raise TrainingError(
+                f"requires_grad changed after the engine was built, for {len(changed)} parameter(s) such as `{changed[0]}`",
+                "DeepSpeed divides the trained parameters among ranks once; one that is unfrozen later is never trained",
+                "choose by model.freeze, and start each phase as a run of its own with init.from",
+            )
+
+
+class SameModules:
+    """All ranks must run the same modules in a step.
+
+    Where they do not, ZeRO-1 and 2 add gradients of different parameters to each other, in silence (ZeRO-3 stops by itself). A sum over the numbers
+    of the modules that this rank ran is compared over ranks before the update.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._sum = 0
+        for name, module in model.named_modules():
+            if any(True for _ in module.parameters(recurse=False)):
+                module.register_forward_pre_hook(self._hook(zlib.crc32(name.encode())))
+
+    def _hook(self, number: int) -> Any:
+        def count(module: nn.Module, inputs: Any) -> None:
+            if torch.is_grad_enabled():
+                self._sum += number
+
+        return count
+
+    def check(self, device: torch.device) -> None:
+        mine, self._sum = self._sum, 0
+        spread = torch.tensor([mine, -mine], dtype=torch.int64, device=device)
+        dist.all_reduce(spread, op=dist.ReduceOp.MAX)
+        high, low = spread.tolist()
+        if high != -low:
+            raise TrainingError(
+                "ranks ran different modules in one step",
+                "ZeRO-1 and 2 reduce gradients in the order in which they come, so all ranks must run the same modules",
+                "drop samples, not modules (stochastic depth by a factor of 0), and give every rank work for every tower",
+            )
+
+
+def forget_old_gradients(zero3_optimizer: Any) -> None:
+    """ZeRO-3 never clears its gradient partitions: a parameter that a step does not use would get the previous step's gradient again.
+
+    To be called before the first forward of each step. With micro_step_id at 1 every micro-batch adds to the cleared buffer.
+    """
+    zero3_optimizer.grad_partitions_flat_buffer.zero_()
+    zero3_optimizer.micro_step_id = 1
+
+
+def collect_offloaded_gradients(zero3_optimizer: Any) -> None:
+    """ZeRO-3 with offload copies a gradient to the host only in the last micro-batch, and only where that one used the parameter.
+
+    To be called before the step: clears the host's gradients and copies all that were accumulated.
+    """
+    for holder in zero3_optimizer.fp32_partitioned_groups_flat:
+        holder.grad.zero_()
+    zero3_optimizer._finalize_offload_gradient_accumulation()

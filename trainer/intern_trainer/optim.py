@@ -1,0 +1,58 @@
+"""Which parameters decay, and the learning rate at each step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from intern_trainer.config.schema import Config, Optim
+
+
+def parameter_groups(model: nn.Module, config: Config) -> list[dict[str, Any]]:
+    """Trainable parameters in at most two groups, `decay` and `no_decay`, for a torch optimizer.
+
+    No weight decay: parameters of fewer than two dimensions (norms, biases, logit scale) and those that the model's `no_weight_decay()` names
+    (such as XCA's temperature and layer scale).
+
+    Returns:
+        groups with the keys `name`, `params`, `names`, `weight_decay`; none is empty.
+    """
+    exempt: set[str] = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
+    decay: dict[str, Any] = {"name": "decay", "params": [], "names": [], "weight_decay": config.optim.weight_decay}
+    no_decay: dict[str, Any] = {"name": "no_decay", "params": [], "names": [], "weight_decay": 0.0}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            dimensions = len(getattr(parameter, "ds_shape", parameter.shape))  # a parameter that ZeRO-3 has sharded looks empty
+            group = no_decay if dimensions < 2 or name in exempt else decay
+            group["params"].append(parameter)
+            group["names"].append(name)
+    return [group for group in (decay, no_decay) if group["params"]]
+
+
+def describe_groups(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One JSON-able row a group: its name, weight decay, tensors, parameters and the kinds of names in it."""
+    return [
+        {
+            "name": group["name"],
+            "weight_decay": group["weight_decay"],
+            "tensors": len(group["params"]),
+            "parameters": sum(math.prod(getattr(p, "ds_shape", p.shape)) for p in group["params"]),
+            "kinds": sorted({name.rsplit(".", 1)[-1] for name in group["names"]}),
+        }
+        for group in groups
+    ]
+
+
+def learning_rate(step: int, config: Config) -> float:
+    """Learning rate of optimizer step `step` (the first is 0): linear warm-up from 0, then a half cosine down to `min_lr`, or constant."""
+    optim: Optim = config.optim
+    schedule = optim.schedule
+    if step < schedule.warmup_steps:
+        return optim.lr * (step + 1) / schedule.warmup_steps
+    if schedule.kind == "constant":
+        return optim.lr
+    share = (step - schedule.warmup_steps) / max(1, config.train.steps - schedule.warmup_steps)
+    return schedule.min_lr + (optim.lr - schedule.min_lr) * (1 + math.cos(math.pi * min(1.0, share))) / 2
