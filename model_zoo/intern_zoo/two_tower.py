@@ -122,9 +122,12 @@ def create_two_tower(
         image_options: overrides for the image model's constructor.
         max_logit_scale: upper bound of exp(logit scale).
     """
-    options = dict(image_options or {})
-    known = timm.get_pretrained_cfg(image)  # of MetaNets, too: the registry made them known to timm
-    if known is not None and known.fixed_input_size:
-        options.setdefault("img_size", image_size)
-    trunk = create_model(image, num_classes=0, **options)
+    trunk = create_model(image, num_classes=0, **sized_options(image, image_size, image_options or {}))
     return TwoTower(trunk, create_text_transformer(embed_dim, **text), embed_dim, max_logit_scale)
+
+
+def sized_options(image: str, image_size: int, options: dict[str, Any]) -> dict[str, Any]:
+    """`options`, with the picture's side for a model whose parameters depend on it (timm's ViTs: one position a patch)."""
+    known = timm.get_pretrained_cfg(image)  # of MetaNets, too: the registry made them known to timm
+    fixed = known is not None and known.fixed_input_size
+    return {"img_size": image_size, **options} if fixed else options
