@@ -1,0 +1,90 @@
+"""The curve of a run: what is measured at every logged step, and the places it is written to."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+from intern_trainer.callbacks.base import Callback
+from intern_trainer.observe.memory import memory_bytes
+from intern_trainer.observe.mfu import utilisation
+from intern_trainer.state import State
+
+
+class Sink(Protocol):
+    """A place that records go to. Rank 0 only."""
+
+    def start(self, state: State) -> None: ...
+
+    def write(self, step: int, record: dict[str, float]) -> None:
+        """One record of training."""
+
+    def write_evaluation(self, step: int, results: dict[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Records(Callback):
+    """Every `log.every` steps one record goes to all sinks.
+
+    A record holds `step`, `samples`, `loss` and the task's metrics, `lr`, `grad_norm`, and over the steps since the
+    record before:
+    `images_per_second` (all ranks), `step_seconds` (mean), `data_wait` (fraction of the time); `memory_bytes` of this
+    rank's device, `mfu` (fraction)
+    where the device's peak is known, `seconds` spent in the loop since the run's very start, `eta_seconds`, and
+    `time` (Unix).
+
+    Args:
+        peak: FLOP/s of one device, or None where it is not known.
+    """
+
+    def __init__(self, sinks: Sequence[Sink], peak: float | None = None) -> None:
+        self.sinks, self.peak = list(sinks), peak
+        self._forget_window()
+
+    def on_start(self, state: State) -> None:
+        for sink in self.sinks:
+            sink.start(state)
+
+    def on_step(self, state: State) -> None:
+        self._steps += 1
+        self._step_seconds += state.step_seconds
+        self._data_seconds += state.data_seconds
+        if state.step % state.config.log.every and state.step != state.total_steps:
+            return
+        record = self._record(state)
+        for sink in self.sinks:
+            sink.write(state.step, record)
+        self._forget_window()
+
+    def on_evaluate(self, state: State) -> None:
+        for sink in self.sinks:
+            sink.write_evaluation(state.step, state.evaluation)
+
+    def on_stop(self, state: State) -> None:
+        for sink in self.sinks:
+            sink.close()
+
+    def _forget_window(self) -> None:
+        self._steps, self._step_seconds, self._data_seconds = 0, 0.0, 0.0
+
+    def _record(self, state: State) -> dict[str, float]:
+        per_second = self._steps * state.config.train.global_batch / self._step_seconds
+        record = {
+            "step": state.step,
+            "samples": state.samples,
+            **state.metrics,
+            "lr": state.lr,
+            "grad_norm": state.grad_norm,
+            "images_per_second": per_second,
+            "step_seconds": self._step_seconds / self._steps,
+            "data_wait": self._data_seconds / self._step_seconds,
+            "memory_bytes": memory_bytes(state.ranks.device),
+            "seconds": state.seconds,
+            "eta_seconds": state.seconds / state.step * (state.total_steps - state.step),
+            "time": time.time(),
+        }
+        flops = state.facts.get("forward_flops")
+        mfu = utilisation(flops, per_second, state.ranks.world_size, self.peak) if flops else None
+        return record if mfu is None else {**record, "mfu": mfu}

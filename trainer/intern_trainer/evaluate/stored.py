@@ -1,0 +1,60 @@
+"""Evaluating what a run has saved, on one process or many."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+from intern_trainer import checkpoint, evaluate
+from intern_trainer.config.schema import Config
+from intern_trainer.errors import CheckpointError
+from intern_trainer.evaluate.results import results_entry, results_table
+from intern_trainer.observe.log import start_logging
+from intern_trainer.observe.phases import phase
+from intern_trainer.threads import set_threads
+from intern_trainer.ranks import init_ranks
+from intern_trainer.run_folder import RunFolder
+from intern_trainer.slices import EMA
+from intern_trainer.tasks import build_task
+
+log = logging.getLogger(__name__)
+
+
+def evaluate_run(
+    folder: RunFolder,
+    config: Config,
+    split: Literal["test", "validation"],
+    weights: Literal["ema", "raw"] | None,
+    path: Path | None,
+) -> dict[str, Any]:
+    """Evaluate a checkpoint of a run, keep the results in RUN/evaluation.json, show them, and give that entry.
+
+    Args:
+        weights: None takes the average where the run keeps one.
+        path: the checkpoint; None: the newest good one.
+
+    Raises:
+        CheckpointError: no checkpoint, a damaged one, or no average where `ema` is asked for.
+    """
+    set_threads(config)
+    ranks = init_ranks()
+    start_logging(ranks.rank, ranks.world_size)
+    path = path or checkpoint.newest_good(folder.path, ranks)
+    if path is None:
+        raise CheckpointError(f"{folder.path} holds no checkpoint yet", "evaluation needs a saved model", "train first")
+    with phase(f"reading {path}"):
+        reader = checkpoint.CheckpointReader(path)
+        which = weights or ("ema" if reader.names(EMA) else "raw")
+        if which == "ema" and not reader.names(EMA):
+            raise CheckpointError(f"{path} holds no moving average", "it is kept with train.ema_decay", "--weights raw")
+        model = build_task(config, ranks).build_model().to(ranks.device)
+        model.load_state_dict(dict(reader.weights(which)))
+    with phase(f"evaluating {split}"):
+        benchmark = config.evaluate.test if split == "test" else config.evaluate.validation
+        results = evaluate.run(model.eval(), benchmark, config, ranks)
+    entry = results_entry(split, reader.progress.step, which, results)
+    if ranks.is_main:
+        folder.add_evaluation(entry)
+    log.info(results_table(entry))
+    return entry

@@ -1,0 +1,95 @@
+"""The training loop. Everything optional is a callback that sees the `State`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor
+
+from intern_trainer.batch import Batch
+from intern_trainer.callbacks import Callback
+from intern_trainer.errors import TrainingError
+from intern_trainer.lockstep import Feed, agree
+from intern_trainer.state import State
+
+if TYPE_CHECKING:
+    from intern_trainer.engine import Engine
+    from intern_trainer.tasks import Task
+
+
+class Data(Protocol):
+    """What the loop needs of the data."""
+
+    def batches(self, step: int) -> Iterator[list[Batch]]: ...
+
+
+def run_steps(
+    task: Task,
+    engine: Engine,
+    data: Data,
+    state: State,
+    callbacks: Callback,
+    learning_rate: Callable[[int], float],
+    stop_requested: Callable[[], str | None] = lambda: None,
+) -> None:
+    """Train from `state.step` to `state.total_steps`, or to the step boundary after any rank asks to stop.
+
+    Args:
+        callbacks: called at the same step on every rank.
+        learning_rate: of the step with this number, counted from 0.
+        stop_requested: why this rank wants to stop, such as a signal that it got; None: it does not.
+
+    Raises:
+        TrainingError: a loss or gradient that is not finite, on all ranks.
+        UserError: what the data raises on any rank, on all ranks.
+    """
+    feed = Feed(data.batches(state.step))
+    engine.train()
+    callbacks.on_start(state)
+    try:
+        if state.step < state.total_steps:
+            feed.fetch()
+            agree(state.ranks, {}, [], None, feed.error)
+        boundary = time.perf_counter()
+        while state.step < state.total_steps and state.stop_reason is None:
+            _step(task, engine, feed, state, learning_rate(state.step), stop_requested)
+            state.seconds, boundary = state.seconds + time.perf_counter() - boundary, time.perf_counter()
+            callbacks.on_step(state)
+    finally:
+        callbacks.on_stop(state)
+
+
+def _step(
+    task: Task, engine: Engine, feed: Feed, state: State, lr: float, stop_requested: Callable[[], str | None]
+) -> None:
+    """One optimizer step; `state` tells of it afterwards."""
+    started, ranks = time.perf_counter(), state.ranks
+    micro_batches = feed.take()
+    ids = [sample for batch in micro_batches for sample in batch.ids]
+    sums: dict[str, Tensor] = {}
+    for batch in micro_batches:
+        loss, metrics = task.loss(engine, batch.to(ranks.device))
+        engine.backward(loss)
+        for name, value in {"loss": loss.detach(), **metrics}.items():
+            sums[name] = sums[name] + value if name in sums else value
+    if state.step + 1 < state.total_steps:
+        feed.fetch()  # while the device works through the backward pass
+    means = {name: total / len(micro_batches) for name, total in sums.items()}
+    agreement = agree(ranks, means, ids, state.stop_reason or stop_requested(), feed.error)
+    result = engine.step(lr)
+    if not result.applied and state.config.train.precision != "fp16":
+        raise TrainingError(
+            f"the gradient norm of step {state.step + 1} is {result.grad_norm}",
+            "a step that is not finite is neither applied nor saved",
+            "a smaller optim.lr or a longer optim.schedule.warmup_steps; the "
+            "same command goes on from the last checkpoint",
+        )
+    state.step += 1
+    state.samples += state.config.train.global_batch
+    state.metrics, state.stop_reason = agreement.metrics, agreement.stop_reason
+    state.lr, state.micro_ids = lr, ids
+    if result.applied:  # fp16 leaves out a step whose scaled gradients overflowed
+        state.grad_norm = result.grad_norm
+    state.step_seconds, state.data_seconds = time.perf_counter() - started, feed.seconds

@@ -1,0 +1,24 @@
+"""FLOPs of a task's model, counted on meta tensors: no memory, no data, whatever the model's size or sharding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def forward_flops(build_model: Callable[[], nn.Module], inputs: Mapping[str, Tensor]) -> int:
+    """FLOPs of one forward pass (a multiply-add counts 2), of convolutions, matrix products and attention.
+
+    Args:
+        build_model: makes the model; called with meta as the default device.
+        inputs: keyword arguments of its forward, for one sample; only their shapes and types count.
+    """
+    with torch.device("meta"):
+        model = build_model()
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        model(**{name: tensor.to("meta") for name, tensor in inputs.items()})
+    return int(counter.get_total_flops())

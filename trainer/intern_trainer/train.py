@@ -1,0 +1,196 @@
+"""A training run from its first line to its report, in the order in which things happen."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from intern_trainer import checkpoint, evaluate
+from intern_trainer.callbacks import Callbacks
+from intern_trainer.callbacks.checkpoints import Checkpoints
+from intern_trainer.callbacks.evaluation import Evaluation
+from intern_trainer.callbacks.profile import Profiler
+from intern_trainer.callbacks.progress import ProgressLine
+from intern_trainer.callbacks.records import Records
+from intern_trainer.callbacks.sinks import JsonLines, Sink, TensorBoard, WeightsAndBiases
+from intern_trainer.checkpoint.estimate import announce_slow_saves
+from intern_trainer.config.load import DEFAULT_RECIPE
+from intern_trainer.config.schema import Benchmark, Config
+from intern_trainer.data import TrainData, build_train_data
+from intern_trainer.engine import Engine, build_engine
+from intern_trainer.errors import UserError
+from intern_trainer.evaluate.results import results_entry, results_table
+from intern_trainer.evaluate.samples import sample_captions
+from intern_trainer.evaluate.text import blank_image, blank_text, tokenize
+from intern_trainer.loop import run_steps
+from intern_trainer.observe.flops import forward_flops
+from intern_trainer.observe.log import log_to_file, start_logging
+from intern_trainer.observe.mfu import device_peak
+from intern_trainer.observe.phases import durations, phase, show_seconds
+from intern_trainer.observe.start import describe_start
+from intern_trainer.optim import learning_rate
+from intern_trainer.threads import set_threads
+from intern_trainer.ranks import Ranks, init_ranks
+from intern_trainer.report import write_report
+from intern_trainer.resume import find_checkpoint, forget_the_future, is_finished, starting_point
+from intern_trainer.run_folder import RunFolder
+from intern_trainer.signals import StopRequests, outlive_readers
+from intern_trainer.state import State
+from intern_trainer.tasks import Task, build_task
+
+log = logging.getLogger(__name__)
+
+
+def default_run_dir(recipe: Path | None) -> Path:
+    """runs/<name of the recipe>, below the current folder."""
+    return Path("runs") / (recipe or DEFAULT_RECIPE).stem
+
+
+def train(config: Config, run_dir: Path, new_order: bool = False) -> int:
+    """Train as configured, or go on where the run in `run_dir` stopped; evaluate and report at the end. Called on
+    every rank.
+
+    Args:
+        new_order: go on although the order of samples is another one than the checkpoint's.
+
+    Returns:
+        the exit code: 0, also when the run was asked to stop and is saved.
+
+    Raises:
+        UserError: anything that the user can put right.
+    """
+    outlive_readers()
+    set_threads(config)
+    with StopRequests() as stop_requested:
+        ranks = init_ranks()
+        start_logging(ranks.rank, ranks.world_size)
+        folder = RunFolder(run_dir)
+        newest = find_checkpoint(config, folder, ranks)
+        if is_finished(config, folder, newest, ranks):
+            log.info("%s is finished: %d steps. Report: %s", run_dir, config.train.steps, folder.report)
+            log.info("To train longer: train.steps=%d. For another run: run.dir=runs/another", 2 * config.train.steps)
+            return 0
+        ranks.on_main(lambda: describe_start(folder, config, ranks))
+        log_to_file(run_dir, ranks.rank)
+        try:
+            state = _train(config, folder, newest, ranks, new_order, stop_requested)
+        except UserError as error:
+            log.info("%s", error, extra={"file_only": True})
+            if ranks.is_main:
+                folder.update_run(status="failed", error=str(error))
+            raise
+        if ranks.is_main:
+            folder.update_run(
+                status="unfinished" if state.stop_reason else "finished", step=state.step, phases=durations
+            )
+        return 0
+
+
+def _train(
+    config: Config, folder: RunFolder, newest: Path | None, ranks: Ranks, new_order: bool, stop_requested: StopRequests
+) -> State:
+    task = build_task(config, ranks)
+    with phase("opening the data"):
+        data = build_train_data(config, ranks, partial(tokenize, config=config))
+    try:
+        with phase("building the model and the engine"):
+            engine = build_engine(config, ranks, task.build_model)
+        announce_slow_saves(engine, folder.path, ranks)
+        progress = starting_point(config, newest, engine, data, ranks, new_order)
+        state = State(
+            config, folder.path, ranks, config.train.steps, progress.step, progress.samples, seconds=progress.seconds
+        )
+        state.checkpoint, state.facts = newest, {**engine.facts, "forward_flops": count_flops(config, task, ranks)}
+        history = forget_the_future(folder, state.step, ranks)
+        if ranks.is_main:
+            folder.update_run(status="running", facts=state.facts, error=None)
+        log.info("training steps %d to %d in %s", state.step + 1, state.total_steps, folder.path)
+        callbacks = build_callbacks(config, folder, engine, data, history, ranks)
+        rate = partial(learning_rate, config=config)
+        run_steps(task, engine, data, state, callbacks, rate, stop_requested)
+        log.info("trained %s in all; data: %s", show_seconds(state.seconds), data.report())
+    finally:
+        data.close()
+    if state.stop_reason:
+        log.info(
+            "stopped by %s after step %d of %d; saved in %s. The same command goes on from there.",
+            state.stop_reason, state.step, state.total_steps, state.checkpoint,
+        )  # fmt: skip
+    else:
+        finish(config, folder, engine, state)
+    engine.close()
+    return state
+
+
+def build_callbacks(
+    config: Config, folder: RunFolder, engine: Engine, data: TrainData, history: list[dict[str, Any]], ranks: Ranks
+) -> Callbacks:
+    """Everything that watches the run, in the order in which it is called: a step is recorded, evaluated, then saved
+    with its evaluation.
+
+    Args:
+        history: earlier entries of evaluation.json.
+    """
+    scores = [{"step": entry["step"], **entry["results"]} for entry in history if entry["split"] == "validation"]
+
+    def validate(state: State) -> dict[str, float]:
+        results = evaluate_now(config, folder, engine, state, "validation", config.evaluate.validation)
+        scores.append({"step": state.step, **results})
+        return results
+
+    def save(state: State) -> Path:
+        progress = checkpoint.Progress(
+            state.step, state.samples, state.seconds, state.metrics["loss"], state.grad_norm, data.fingerprint, scores
+        )
+        path = checkpoint.save(engine, progress, folder.path, ranks, config)
+        keep = config.checkpoint
+        checkpoint.retain(path, keep.keep_last, keep.keep_best, progress.scores(keep.best_metric), ranks)
+        return path
+
+    members = [Records(sinks(config, folder, ranks), device_peak(ranks.device, config.train.precision))]
+    members += [Profiler(config.log.profile, folder.profile)] if config.log.profile else []
+    return Callbacks([*members, Evaluation(validate), Checkpoints(save)])
+
+
+def sinks(config: Config, folder: RunFolder, ranks: Ranks) -> list[Sink]:
+    """Where records go: nowhere but on rank 0."""
+    if not ranks.is_main:
+        return []
+    places: list[Sink] = [ProgressLine(), JsonLines(folder.metrics), TensorBoard(folder.tensorboard)]
+    return [*places, WeightsAndBiases(config.log.wandb, folder.path)] if config.log.wandb else places
+
+
+def evaluate_now(
+    config: Config, folder: RunFolder, engine: Engine, state: State, split: str, benchmark: Benchmark
+) -> dict[str, float]:
+    """Evaluate the engine's model as it is, with the moving average where there is one; keep and show the results.
+    Collective.
+    """
+    weights = "ema" if config.train.ema_decay else "raw"
+    with phase(f"evaluating {split}"), engine.weights(weights):
+        results = evaluate.run(engine, benchmark, config, state.ranks)
+    entry = results_entry(split, state.step, weights, results)
+    if state.ranks.is_main:
+        folder.add_evaluation(entry)
+    log.info(results_table(entry))
+    return entry["results"]
+
+
+def finish(config: Config, folder: RunFolder, engine: Engine, state: State) -> None:
+    """Test evaluation, pictures with their captions, report. Collective."""
+    evaluate_now(config, folder, engine, state, "test", config.evaluate.test)
+    if config.evaluate.test.retrieval:
+        with phase("captioning test pictures"), engine.weights("ema" if config.train.ema_decay else "raw"):
+            samples = sample_captions(engine, config.evaluate.test.retrieval[0], config, state.ranks)
+        if state.ranks.is_main:
+            folder.write(folder.samples, samples)
+    with phase("writing the report"):
+        state.ranks.on_main(lambda: write_report(folder))
+    log.info("done: %d steps. Report: %s  Checkpoint: %s", state.step, folder.report, state.checkpoint)
+
+
+def count_flops(config: Config, task: Task, ranks: Ranks) -> int:
+    """Forward FLOPs of one sample."""
+    return forward_flops(task.build_model, {"image": blank_image(config, ranks), "text": blank_text(config, ranks)})
