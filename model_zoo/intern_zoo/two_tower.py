@@ -20,7 +20,7 @@ INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
 
 
 class TwoTowerOutput(NamedTuple):
-    """image_features, text_features: [b, e], unit norm, None for a tower that was not asked. logit_scale: [1], already exp'd and bounded."""
+    """Features: [b, e], unit norm, None for a tower that was not asked. logit_scale: [1], exp'd and bounded."""
 
     image_features: Tensor | None
     text_features: Tensor | None
@@ -87,7 +87,7 @@ class TwoTower(nn.Module):
 
 
 class _UpperBound(torch.autograd.Function):
-    """min(x, bound) whose gradient vanishes only where it would push x further up, so that x can come back from the bound.
+    """min(x, bound) whose gradient vanishes only where it would push x further up, so that x can come back.
 
     CLIP cuts the parameter itself after each step; a parameter that ZeRO has sharded is not there to be cut.
     """
@@ -127,7 +127,7 @@ def create_two_tower(
 
 
 def sized_options(image: str, image_size: int, options: dict[str, Any]) -> dict[str, Any]:
-    """`options`, with the picture's side for a model whose parameters depend on it (timm's ViTs: one position a patch)."""
+    """`options`, with the picture's side for models whose parameters depend on it (ViTs: one position a patch)."""
     known = timm.get_pretrained_cfg(image)  # of MetaNets, too: the registry made them known to timm
     fixed = known is not None and known.fixed_input_size
     return {"img_size": image_size, **options} if fixed else options

@@ -77,3 +77,10 @@ class TrainingError(UserError):
 
     title = "training error"
     exit_code = 6
+
+
+class ExportError(UserError):
+    """An export that does not load, or does not compute what the trainer's model computes."""
+
+    title = "export error"
+    exit_code = 7

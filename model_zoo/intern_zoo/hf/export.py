@@ -1,7 +1,7 @@
 """Write a folder that transformers loads, for any kind of model.
 
-An `Exportable` says what a kind of model consists of; `write_folder` is the same for all kinds. A new kind brings a module with its transformers classes and a
-function that makes its `Exportable`, as `two_tower_exportable` does here.
+An `Exportable` says what a kind of model consists of; `write_folder` is the same for all kinds. A new kind brings a
+module with its transformers classes and a function that makes its `Exportable`, as `two_tower_exportable` does here.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PREFIX = "model."
 
 @dataclass(frozen=True)
 class Pictures:
-    """How pictures become tensors: the short side to `size` pixels (bicubic), the middle square of it, then normalised per channel."""
+    """How pictures become tensors: the short side to `size` pixels (bicubic), the middle square, normalised."""
 
     size: int
     mean: tuple[float, ...]
@@ -147,9 +147,9 @@ def write_folder(
 
 
 def _write_code(folder: Path, model: Exportable) -> None:
-    about = f'"""INTERN for transformers: made from the trainer\'s sources ({model.module}) when the model was exported. Apache-2.0."""\n\n'
+    about = f"INTERN for transformers, made from the trainer's sources ({model.module}) at export. Apache-2.0."
     source = flatten(model.module, model.replace, ("torch", "transformers", *model.requires))
-    (folder / f"{model.file}.py").write_text(about + source, encoding="utf-8")
+    (folder / f"{model.file}.py").write_text(f'"""{about}"""\n\n{source}', encoding="utf-8")
     config = {
         "architectures": [model.auto_classes["AutoModel"]],
         "auto_map": {auto: f"{model.file}.{name}" for auto, name in model.auto_classes.items()},
@@ -178,7 +178,9 @@ def _write_processors(folder: Path, model: Exportable) -> None:
         "image_mean": list(pictures.mean),
         "image_std": list(pictures.std),
     }
-    _write_json(folder / "preprocessor_config.json", {key: value for key, value in settings.items() if value is not None})
+    _write_json(
+        folder / "preprocessor_config.json", {key: value for key, value in settings.items() if value is not None}
+    )
     if model.context_length:
         save_tokenizer(folder, model.context_length)
 

@@ -1,7 +1,8 @@
 """Make one self-contained Python file of a module and of all that it uses from our packages.
 
-Every top-level definition that the root's public names reach is copied with its comments; imports of our packages vanish, imports of others stay. What cannot be
-flattened without guessing is an error: an imported module object, two definitions of one name, a package that is not allowed.
+Every top-level definition that the root's public names reach is copied with its comments; imports of our packages
+vanish, imports of others stay. What cannot be flattened without guessing is an error: an imported module object, two
+definitions of one name, a package that is not allowed.
 """
 
 from __future__ import annotations

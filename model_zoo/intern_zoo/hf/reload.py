@@ -1,7 +1,8 @@
 """Load an exported two-tower folder as its users will, and keep what it computes.
 
-Run as a program of its own (`python -I reload.py FOLDER INPUTS OUTPUTS`): `-I` and the check at the end make sure that nothing of ours is needed. INPUTS is a folder with
-inputs.safetensors (`image` [n, 3, h, w], `text` [m, l]), texts.json and pictures *.png; OUTPUTS becomes a safetensors file.
+Run as a program of its own (`python -I reload.py FOLDER INPUTS OUTPUTS`): `-I` and the check at the end make sure
+that nothing of ours is needed. INPUTS is a folder with inputs.safetensors (`image` [n, 3, h, w], `text` [m, l]),
+texts.json and pictures *.png; OUTPUTS becomes a safetensors file.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ def main(folder: str, inputs: str, outputs: str) -> None:
     model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
     with torch.no_grad():
         out = model(pixel_values=tensors["image"], input_ids=tensors["text"])
+    del model  # the pipeline loads its own
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
     length = tensors["text"].shape[1]
     made = processor(

@@ -20,12 +20,16 @@ def read_folder(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
-        raise StateDictError(f"{folder} holds no model*.safetensors.", "An exported folder does.", "Give another folder.")
+        raise StateDictError(
+            f"{folder} holds no model*.safetensors.", "An exported folder does.", "Give another folder."
+        )
     for file in files:
         with safe_open(file, framework="pt") as weights:
             for name in weights.keys():  # noqa: SIM118 (not a dict)
                 if not name.startswith(PREFIX):
                     raise StateDictError(
-                        f"{file} holds {name}.", f"Names of an export begin with {PREFIX!r}.", "Give a folder that we exported."
+                        f"{file} holds {name}.",
+                        f"Names of an export begin with {PREFIX!r}.",
+                        "Give a folder that we exported.",
                     )
                 yield name.removeprefix(PREFIX), weights.get_tensor(name)

@@ -1,8 +1,9 @@
 """CLIP's tokenizer in transformers' files, made from the vocabulary that open_clip ships.
 
-open_clip cleans a text with ftfy and Python before it cuts it into pairs. The normalizers here do the same from ftfy's own tables: HTML entities, curled quotes,
-ligatures, full-width letters, control characters, white space, single characters that were decoded wrongly. Words of several such characters, and
-Greek capitals at a word's end, are what remains different.
+open_clip cleans a text with ftfy and Python before it cuts it into pairs. The normalizers here do the same from
+ftfy's own tables: HTML entities, curled quotes, ligatures, full-width letters, control characters, white space,
+single characters that were decoded wrongly. Words of several such characters, and Greek capitals at a word's end, are
+what remains different.
 """
 
 from __future__ import annotations
@@ -25,13 +26,17 @@ TERMINAL_COLOUR = r"\x1b\[[\d;]*[a-zA-Z]"
 
 
 def save_tokenizer(folder: Path, context_length: int) -> None:
-    """Write tokenizer.json and its companions; ids equal those of `intern_zoo.text.tokenizer`, up to and including the end token.
+    """Write tokenizer.json and its companions; ids equal those of `intern_zoo.text.tokenizer`, up to and including
+    the end token.
 
-    Behind it transformers puts more end tokens where open_clip puts zeros. To the text tower both are the same: it reads the first end token, causally.
+    Behind it transformers puts more end tokens where open_clip puts zeros. To the text tower both are the same: it
+    reads the first end token, causally.
     """
     source = SimpleTokenizer()
     merges = sorted(source.bpe_ranks, key=source.bpe_ranks.__getitem__)
-    backend = Tokenizer(BPE(vocab=source.encoder, merges=merges, end_of_word_suffix="</w>", continuing_subword_prefix=""))
+    backend = Tokenizer(
+        BPE(vocab=source.encoder, merges=merges, end_of_word_suffix="</w>", continuing_subword_prefix="")
+    )
     backend.normalizer = normalizers.Sequence(_cleaning())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [

@@ -45,7 +45,7 @@ class InternTwoTowerConfig(PreTrainedConfig):
 
 @dataclass
 class InternTwoTowerOutput(ModelOutput):
-    """logits_per_image [images, texts], logits_per_text [texts, images]; image_embeds, text_embeds: unit vectors [., e]."""
+    """logits_per_image [images, texts] and its transpose; image_embeds, text_embeds: unit vectors [., e]."""
 
     logits_per_image: Tensor | None = None
     logits_per_text: Tensor | None = None

@@ -1,7 +1,8 @@
 """Write safetensors files tensor by tensor, so that one tensor at a time is in memory however large the model is.
 
-safetensors' own `save_file` wants a whole file's tensors at once, and copies them. The format is 8 bytes of header length, a JSON header with each tensor's type, shape
-and place, then the numbers (https://github.com/huggingface/safetensors#format).
+safetensors' own `save_file` wants a whole file's tensors at once, and copies them. The format is 8 bytes of header
+length, a JSON header with each tensor's type, shape and place, then the numbers
+(https://github.com/huggingface/safetensors#format).
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ def write_weights(
         left.discard(name)
     if left:
         raise StateDictError(
-            f"{len(left)} tensor(s) are missing, such as {min(left)}.", "A model needs all of its weights.", "Use another checkpoint."
+            f"{len(left)} tensor(s) are missing, such as {min(left)}.",
+            "A model needs all of its weights.",
+            "Use another checkpoint.",
         )
     total = sum(file.size for file in files)
     if len(files) > 1:
@@ -106,7 +109,9 @@ def _write_header(path: Path, file: _File, expected: Mapping[str, Tensor]) -> in
 
 def _check(name: str, tensor: Tensor, expected: Mapping[str, Tensor]) -> None:
     if name not in expected:
-        raise StateDictError(f"{name} is not in the model.", "Weights must be the model's.", "Use the run's own checkpoint.")
+        raise StateDictError(
+            f"{name} is not in the model.", "Weights must be the model's.", "Use the run's own checkpoint."
+        )
     if tensor.shape != expected[name].shape:
         raise StateDictError(
             f"{name} has shape {list(tensor.shape)}, the model's has {list(expected[name].shape)}.",

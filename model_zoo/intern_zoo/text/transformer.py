@@ -15,7 +15,8 @@ def create_text_transformer(
 ) -> TextTransformer:
     """Token ids [b, context_length] to features [b, embed_dim] (not normalised).
 
-    The end token has the largest id, so the feature is read at `argmax` of the ids; with the causal mask, what stands behind it changes nothing.
+    The end token has the largest id, so the feature is read at `argmax` of the ids; with the causal mask, what stands
+    behind it changes nothing.
 
     Raises:
         ValueError: `heads` does not divide `width`.
