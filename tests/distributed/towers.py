@@ -91,7 +91,7 @@ def make_config(**sections: dict[str, Any]) -> Config:
     defaults: dict[str, dict[str, Any]] = {
         "model": {"image": "metanet_debug"},
         "train": {"steps": 20, "global_batch": 8, "precision": "fp32", "seed": 3},
-        "optim": {"lr": 1e-2, "eps": 1e-4, "clip_grad_norm": 0.5, "schedule": {"warmup_steps": 3}},
+        "optim": {"lr": 3e-3, "eps": 1e-4, "clip_grad_norm": 0.5, "schedule": {"warmup_steps": 3}},
         "data": {"lanes": 4},
     }
     merged: dict[str, Any] = {key: defaults.get(key, {}) | sections.get(key, {}) for key in {*defaults, *sections}}
@@ -101,24 +101,36 @@ def make_config(**sections: dict[str, Any]) -> Config:
 def train_plainly(
     config: Config, accumulation: int, steps: int, build: Any = Towers, make_batch: Any = batch
 ) -> tuple[list[float], list[float]]:
-    """Losses and gradient norms of one PyTorch process that sees the whole global batch, without DeepSpeed and without our engine."""
+    """Losses and gradient norms of one PyTorch process that sees the whole global batch, without DeepSpeed and without our engine.
+
+    In bf16 the model is rounded from fp32 masters before each step, and the masters are updated with its gradients.
+    """
     torch.manual_seed(config.train.seed)
-    model = build()
-    groups = [{k: g[k] for k in ("params", "weight_decay")} for g in parameter_groups(model, config)]
+    masters = build()
+    model = copy.deepcopy(masters)
+    dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    groups = [{k: g[k] for k in ("params", "weight_decay")} for g in parameter_groups(masters, config)]
     optimizer = torch.optim.AdamW(groups, lr=1.0, betas=config.optim.betas, eps=config.optim.eps)
     micro = config.train.global_batch // accumulation
     losses, norms = [], []
     for step in range(steps):
-        optimizer.zero_grad()
         total = 0.0
         for index in range(accumulation):
-            loss = global_loss(model(**make_batch(step, index, micro)))
+            tensors = {k: t.to(dtype) if t.is_floating_point() else t for k, t in make_batch(step, index, micro).items()}
+            loss = global_loss(model(**tensors))
             (loss / accumulation).backward()
             total += float(loss.detach()) / accumulation
+        for parameter, master in zip(model.parameters(), masters.parameters(), strict=True):
+            assert parameter.grad is not None
+            master.grad, parameter.grad = parameter.grad.float(), None
         limit = config.optim.clip_grad_norm or float("inf")
-        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), limit)))
+        norms.append(float(torch.nn.utils.clip_grad_norm_(masters.parameters(), limit)))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config)
         optimizer.step()
+        for parameter, master in zip(model.parameters(), masters.parameters(), strict=True):
+            parameter.data.copy_(master.data)
         losses.append(total)
     return losses, norms
