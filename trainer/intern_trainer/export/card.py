@@ -67,8 +67,8 @@ def model_card(
         "What differs from the trainer's defaults:",
         f"```yaml\n{yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)}```",
         "## Licence and limits",
-        "The code is under Apache-2.0. What the weights may be used for also depends on the data that they were trained "
-        "on, see `data.train` above. The model repeats what its data holds, errors and prejudice included; "
+        "The code is under Apache-2.0. What the weights may be used for also depends on the data that they were "
+        "trained on, see `data.train` above. The model repeats what its data holds, errors and prejudice included; "
         "where no figures stand above, its quality is unknown.",
     ]
     return "\n\n".join(parts) + "\n"
