@@ -42,8 +42,8 @@ def announce_slow_saves(
     if seconds > limit and ranks.is_main:
         log.warning(
             "a save will take about %.0f s (%s at %s/s), longer than the %.0f s that DeepSpeed's launcher, and "
-            "torchrun without --shutdown-timeout, leave a run that is told to stop: send the signal to a rank instead of the "
-            "launcher, or raise torchrun's --shutdown-timeout",
+            "torchrun without --shutdown-timeout, leave a run that is told to stop: send the signal to a rank instead, "
+            "or raise torchrun's --shutdown-timeout",
             seconds, in_bytes(sum(sizes)), in_bytes(sum(speeds)), limit,
         )  # fmt: skip
     return seconds

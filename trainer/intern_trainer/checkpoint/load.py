@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from intern_trainer.checkpoint.protocol import HasState
 from intern_trainer.checkpoint.read import CheckpointReader
 from intern_trainer.errors import CheckpointError
 from intern_trainer.ranks import Ranks
-from intern_trainer.slices import BUFFER, EMA, FROZEN, PARAM
+from intern_trainer.slices import BUFFER, FROZEN, PARAM
 
 log = logging.getLogger(__name__)
 
+Tensors = tuple[str, str]
+"""Kind and name."""
 SHOWN = 3
 """Names shown of a list of differences."""
 
@@ -30,8 +33,11 @@ def load(engine: HasState, path: Path, ranks: Ranks) -> Progress:
     """
     ranks.on_main(lambda: CheckpointReader(path).close())  # what is wrong with it, once for all
     reader = CheckpointReader(path, ranks.rank)
-    compare(engine, reader, ranks)
-    engine.load(reader.read, reader.scalars)
+    compare(engine.shapes(), reader)
+    try:
+        engine.load(reader.read, reader.scalars)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error.found}", error.rule, error.fix) from error
     if reader.world_size == ranks.world_size:
         set_rng_state(reader.rng(ranks.rank), ranks.device)
     else:
@@ -40,68 +46,40 @@ def load(engine: HasState, path: Path, ranks: Ranks) -> Progress:
     return reader.progress
 
 
-def compare(engine: HasState, reader: CheckpointReader, ranks: Ranks) -> None:
-    """See that the checkpoint holds exactly the tensors that the engine has. Collective.
+def compare(shapes: Mapping[Tensors, tuple[int, ...]], reader: CheckpointReader) -> None:
+    """See that the checkpoint holds exactly the parameters and buffers of the model.
 
     Raises:
         CheckpointError: naming what is missing, too much, or of another shape.
     """
-    saved = [(kind, name) for kind in reader.kinds for name in reader.names(kind)]
-    place = {entry: i for i, entry in enumerate(saved)}
-    found = bytearray(len(saved))  # a byte a tensor: small to gather where names would not be
-    missing, misshaped = [], []
-    for piece in engine.slices():
-        entry = (piece.kind, piece.name)
-        if entry not in place:
-            missing.append(entry)
-            continue
-        found[place[entry]] = 1
-        if reader.shape(*entry) != piece.shape:
-            misshaped.append((*entry, f"{piece.name} (saved {list(reader.shape(*entry))}, now {list(piece.shape)})"))
-    everyone = ranks.gather((missing[:1000], misshaped[:1000], bytes(found)))
-    extra = [entry for i, entry in enumerate(saved) if not any(seen[i] for _, _, seen in everyone)]
-    missing = sorted({entry for lost, _, _ in everyone for entry in lost})
-    misshaped = sorted({entry for _, wrong, _ in everyone for entry in wrong})
-    if missing or extra or misshaped:
-        raise _mismatch(reader.path, missing, extra, misshaped)
-
-
-Entries = list[tuple[str, str]]
-
-
-def _mismatch(path: Path, missing: Entries, extra: Entries, misshaped: list[tuple[str, str, str]]) -> CheckpointError:
-    model = (PARAM, FROZEN, BUFFER)
-    lost, left = ({name for kind, name in entries if kind in model} for entries in (missing, extra))
-    config = path / "config.json"
+    saved = {(kind, name): reader.shape(kind, name) for kind in (PARAM, FROZEN, BUFFER) for name in reader.names(kind)}
+    lost, left = ({name for _, name in entries} for entries in (shapes.keys() - saved, saved.keys() - shapes))
+    config = f"{reader.path}/config.json"
     if lost & left:  # the same name, once trained and once frozen
-        return CheckpointError(
-            f"{path}: {_listed('parameter', lost & left)} of this run changed between trained and frozen",
+        raise CheckpointError(
+            f"{reader.path}: {_listed('parameter', lost & left)} of this run changed between trained and frozen",
             "a run goes on with the parameters that it began to train",
-            f"set model.freeze as in {config}, or begin a new run.dir with init.from={path}",
+            f"set model.freeze as in {config}, or begin a new run.dir with init.from={reader.path}",
         )
-    wrong_shapes = [text for kind, _, text in misshaped if kind in model]
-    if lost or left or wrong_shapes:
-        found = [
-            _listed("tensor", lost) + " missing in the checkpoint" if lost else "",
-            _listed("tensor", left) + " not in this model" if left else "",
-            _listed("tensor", wrong_shapes) + " of another shape" if wrong_shapes else "",
-        ]
-        return CheckpointError(
-            f"{path} is of another model: " + "; ".join(text for text in found if text),
+    others = [
+        f"{name} (saved {list(saved[kind, name])}, now {list(shapes[kind, name])})"
+        for kind, name in saved.keys() & shapes
+        if saved[kind, name] != shapes[kind, name]
+    ]
+    found = [
+        f"{_listed('tensor', names)} {what}"
+        for names, what in ((lost, "missing in it"), (left, "not in this model"), (others, "of another shape"))
+        if names
+    ]
+    if found:
+        raise CheckpointError(
+            f"{reader.path} is of another model: {'; '.join(found)}",
             "a run goes on with the model it began with",
-            f"set the model section as in {config}, or choose another run.dir (init.from={path} takes its weights)",
+            f"set the model section as in {config}, or choose another run.dir",
         )
-    kinds = sorted({kind for kind, *_ in [*missing, *misshaped]}), sorted({kind for kind, _ in extra})
-    key = "train.ema_decay" if set(kinds[0] + kinds[1]) == {EMA} else "the optim section (and train.ema_decay)"
-    return CheckpointError(
-        f"{path} was written with another optimizer or average: it lacks {', '.join(kinds[0]) or 'nothing'}, "
-        f"and has {', '.join(kinds[1]) or 'nothing'} that this run does not use",
-        "a run goes on with the optimizer state that it has",
-        f"set {key} as in {config}, or begin a new run.dir with init.from={path}",
-    )
 
 
-def _listed(noun: str, names: Any) -> str:
+def _listed(noun: str, names: Iterable[str]) -> str:
     names = sorted(names)
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return f"{len(names)} {noun}{'s' if len(names) != 1 else ''} ({', '.join(names[:SHOWN])}{more})"

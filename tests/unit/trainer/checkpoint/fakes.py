@@ -67,6 +67,10 @@ class FakeEngine:
             flat = self.state[kind][name].reshape(-1)
             yield Slice(kind, name, shape, start, flat[start : start + length])
 
+    def shapes(self) -> dict[tuple[str, str], tuple[int, ...]]:
+        kinds = ("param", "frozen", "buffer")
+        return {(kind, name): tuple(t.shape) for kind in kinds for name, t in self.state[kind].items()}
+
     def scalars(self) -> dict[str, Any]:
         return self.values
 
