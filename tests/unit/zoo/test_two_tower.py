@@ -1,0 +1,70 @@
+"""Both towers together: unit vectors, the bounded temperature, and what weight decay leaves alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from intern_zoo.two_tower import create_two_tower
+
+TEXT = {"width": 32, "layers": 2, "heads": 2, "context_length": 12}
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return create_two_tower("metanet_debug", image_size=64, embed_dim=16, text=TEXT, max_logit_scale=50.0)
+
+
+def test_features_are_unit_vectors(model):
+    ids = torch.randint(1, 49407, (3, 12))
+    out = model(image=torch.randn(3, 3, 64, 64), text=ids)
+    torch.testing.assert_close(out.image_features.norm(dim=-1), torch.ones(3))
+    torch.testing.assert_close(out.text_features.norm(dim=-1), torch.ones(3))
+    assert out.logit_scale.shape == (1,)
+    assert out.logit_scale.item() == pytest.approx(1 / 0.07)
+    only_text = model(text=ids)
+    assert only_text.image_features is None
+    torch.testing.assert_close(only_text.text_features, out.text_features)
+
+
+def test_no_parameter_without_dimensions(model):
+    assert [name for name, parameter in model.named_parameters() if parameter.ndim == 0] == []
+
+
+def test_logit_scale_stops_at_its_bound_and_comes_back(model):
+    before = model.logit_scale.detach().clone()
+    with torch.no_grad():
+        model.logit_scale.fill_(10.0)
+    scale = model().logit_scale
+    assert scale.item() == 50.0
+    (up,) = torch.autograd.grad(-scale.sum(), model.logit_scale, retain_graph=True)  # descent would raise it
+    (down,) = torch.autograd.grad(scale.sum(), model.logit_scale)
+    assert up.item() == 0.0
+    assert down.item() > 0.0
+    with torch.no_grad():
+        model.logit_scale.copy_(before)
+
+
+def test_weight_decay_leaves_offsets_and_factors_alone(model):
+    spared = model.no_weight_decay()
+    parameters = dict(model.named_parameters())
+    assert spared <= parameters.keys()
+    assert {"logit_scale", "text.positional_embedding", "text.ln_final.weight"} <= spared
+    assert all(name in spared for name, parameter in parameters.items() if parameter.ndim <= 1)
+    assert any(name.endswith("temperature") for name in spared)
+    decayed = parameters.keys() - spared
+    assert {"image.projection.weight", "text.text_projection", "text.token_embedding.weight"} <= decayed
+
+
+def test_bfloat16(model):
+    half = create_two_tower("metanet_debug", image_size=64, embed_dim=16, text=TEXT).bfloat16()
+    out = half(image=torch.randn(2, 3, 64, 64).bfloat16(), text=torch.randint(1, 49407, (2, 12)))
+    assert out.image_features.dtype == out.text_features.dtype == torch.bfloat16
+    assert torch.isfinite(out.image_features).all()
+
+
+@pytest.mark.parametrize("size", [48, 64])
+def test_models_of_a_fixed_size_get_the_pictures_size(size):
+    with torch.device("meta"):
+        model = create_two_tower("vit_tiny_patch16_224", image_size=size, embed_dim=16, text=TEXT)
+    assert model.image.trunk.pos_embed.shape[1] == (size // 16) ** 2 + 1
