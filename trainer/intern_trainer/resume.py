@@ -60,7 +60,7 @@ def starting_point(
         checkpoint.check_data(progress, data.fingerprint, new_order)
         return progress
     if config.init.from_ is not None:
-        from intern_trainer.init import initialise
+        from intern_trainer.init_from import initialise
 
         with phase(f"taking weights from {config.init.from_}"):
             initialise(engine, config, ranks)

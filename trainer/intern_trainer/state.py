@@ -18,12 +18,14 @@ class State:
         step: optimizer steps done since the run's very start (resumes included).
         samples: samples that the model has seen, all ranks together.
         metrics: means over ranks of the last step: `loss` and what the task adds; finite Python floats.
-        lr: learning rate of the last step. grad_norm: global gradient norm before clipping, of the last step that was applied.
+        lr: learning rate of the last step. grad_norm: global gradient norm before clipping, of the last step that was
+            applied.
         step_seconds: wall time of the last step. data_seconds: the part of it spent waiting for data.
         seconds: time spent in the loop since the run's very start (evaluation and saving included, resumes included).
         micro_ids: sample ids of this rank in the last step.
         evaluation: results of the newest evaluation, by name such as `zero_shot/top1`; `evaluated_step` says when.
-        stop_reason: set by anyone who wants the run to end at the next boundary (all ranks agree before it is acted on).
+        stop_reason: set by anyone who wants the run to end at the next boundary (all ranks agree before it is acted
+            on).
         checkpoint: newest good checkpoint of this run, if any.
     """
 

@@ -13,8 +13,8 @@ from intern_trainer.callbacks.checkpoints import Checkpoints
 from intern_trainer.callbacks.evaluation import Evaluation
 from intern_trainer.callbacks.profile import Profiler
 from intern_trainer.callbacks.progress import ProgressLine
-from intern_trainer.callbacks.records import Records
-from intern_trainer.callbacks.sinks import JsonLines, Sink, TensorBoard, WeightsAndBiases
+from intern_trainer.callbacks.records import Records, Sink
+from intern_trainer.callbacks.sinks import JsonLines, TensorBoard, WeightsAndBiases
 from intern_trainer.checkpoint.estimate import announce_slow_saves
 from intern_trainer.config.load import DEFAULT_RECIPE
 from intern_trainer.config.schema import Benchmark, Config
@@ -31,14 +31,14 @@ from intern_trainer.observe.mfu import device_peak
 from intern_trainer.observe.phases import durations, phase, show_seconds
 from intern_trainer.observe.start import describe_start
 from intern_trainer.optim import learning_rate
-from intern_trainer.threads import set_threads
 from intern_trainer.ranks import Ranks, init_ranks
 from intern_trainer.report import write_report
 from intern_trainer.resume import find_checkpoint, forget_the_future, is_finished, starting_point
 from intern_trainer.run_folder import RunFolder
-from intern_trainer.signals import StopRequests, outlive_readers
+from intern_trainer.signals import StopSignals, outlive_readers
 from intern_trainer.state import State
 from intern_trainer.tasks import Task, build_task
+from intern_trainer.threads import set_threads
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def train(config: Config, run_dir: Path, new_order: bool = False) -> int:
     """
     outlive_readers()
     set_threads(config)
-    with StopRequests() as stop_requested:
+    with StopSignals() as signals:
         ranks = init_ranks()
         start_logging(ranks.rank, ranks.world_size)
         folder = RunFolder(run_dir)
@@ -75,7 +75,7 @@ def train(config: Config, run_dir: Path, new_order: bool = False) -> int:
         ranks.on_main(lambda: describe_start(folder, config, ranks))
         log_to_file(run_dir, ranks.rank)
         try:
-            state = _train(config, folder, newest, ranks, new_order, stop_requested)
+            state = _train(config, folder, newest, ranks, new_order, signals)
         except UserError as error:
             log.info("%s", error, extra={"file_only": True})
             if ranks.is_main:
@@ -89,7 +89,7 @@ def train(config: Config, run_dir: Path, new_order: bool = False) -> int:
 
 
 def _train(
-    config: Config, folder: RunFolder, newest: Path | None, ranks: Ranks, new_order: bool, stop_requested: StopRequests
+    config: Config, folder: RunFolder, newest: Path | None, ranks: Ranks, new_order: bool, signals: StopSignals
 ) -> State:
     task = build_task(config, ranks)
     with phase("opening the data"):
@@ -109,7 +109,7 @@ def _train(
         log.info("training steps %d to %d in %s", state.step + 1, state.total_steps, folder.path)
         callbacks = build_callbacks(config, folder, engine, data, history, ranks)
         rate = partial(learning_rate, config=config)
-        run_steps(task, engine, data, state, callbacks, rate, stop_requested)
+        run_steps(task, engine, data, state, callbacks, rate, signals.requested)
         log.info("trained %s in all; data: %s", show_seconds(state.seconds), data.report())
     finally:
         data.close()

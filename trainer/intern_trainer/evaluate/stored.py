@@ -12,11 +12,11 @@ from intern_trainer.errors import CheckpointError
 from intern_trainer.evaluate.results import results_entry, results_table
 from intern_trainer.observe.log import start_logging
 from intern_trainer.observe.phases import phase
-from intern_trainer.threads import set_threads
 from intern_trainer.ranks import init_ranks
 from intern_trainer.run_folder import RunFolder
 from intern_trainer.slices import EMA
 from intern_trainer.tasks import build_task
+from intern_trainer.threads import set_threads
 
 log = logging.getLogger(__name__)
 

@@ -27,8 +27,9 @@ class Line:
     dots: bool = False
 
 
-def smoothed(values: Sequence[float], weight: float = 0.9) -> list[float]:
-    """Exponential moving average, without the bias towards 0 at its start."""
+def smoothed(values: Sequence[float], span: float = 0.04) -> list[float]:
+    """Exponential moving average over about the share `span` of the curve, without the bias towards 0 at its start."""
+    weight = 1 - 1 / max(2.0, span * len(values))
     average, total, result = 0.0, 0.0, []
     for value in values:
         average, total = weight * average + (1 - weight) * value, weight * total + 1 - weight

@@ -28,7 +28,7 @@ def test_numbers_are_short(value: float, shown: str) -> None:
 
 def test_smoothing_has_no_bias_at_the_start() -> None:
     assert smoothed([4.0] * 5) == pytest.approx([4.0] * 5)
-    assert smoothed([0.0, 1.0])[1] == pytest.approx(0.1 / 0.19)
+    assert smoothed([0.0, 1.0])[1] == pytest.approx(0.5 / 0.75)
 
 
 def test_the_highest_point_is_drawn_highest_and_the_last_is_there() -> None:
