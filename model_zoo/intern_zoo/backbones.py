@@ -47,16 +47,26 @@ def _create_metanet(name: str, **overrides: Any) -> nn.Module:
 def _create_timm(name: str, **overrides: Any) -> nn.Module:
     """A timm model without pretrained weights, made to answer as ours do.
 
-    `num_features` becomes the width of what `forward_head` pools (timm's MobileNetV3 widens its features once more after
-    pooling and calls that width `head_hidden_size`), and `no_weight_decay()` names norms and biases too.
+    `num_features` becomes the width of what `forward_head` pools (timm's MobileNetV3 widens its features once more
+    after pooling and calls that width `head_hidden_size`), and `no_weight_decay()` names norms and biases too.
     """
     try:
         model = timm.create_model(name, pretrained=False, **overrides)
     except TypeError as error:
         raise ModelConfigError(f"{name} (of timm) was refused its options {overrides}:", f"{error}.", "") from error
-    model.num_features = model.head_hidden_size
+    if model.num_features != model.head_hidden_size:
+        model.num_features_of_map = model.num_features
+        model.reset_classifier = MethodType(_reset_classifier, model)
+        model.num_features = model.head_hidden_size
     model.no_weight_decay = MethodType(_no_weight_decay, model)
     return model
+
+
+def _reset_classifier(model: nn.Module, num_classes: int, global_pool: str | None = None) -> None:
+    """timm's own, which wants to find timm's own `num_features`."""
+    model.num_features = model.num_features_of_map
+    type(model).reset_classifier(model, num_classes, global_pool)  # type: ignore[attr-defined]
+    model.num_features = model.head_hidden_size
 
 
 def _no_weight_decay(model: nn.Module) -> set[str]:

@@ -17,12 +17,13 @@ def cross_covariance_attention(
         out[n, d] = sum_e softmax_e(t * <q[:, d] / |q[:, d]|, k[:, e] / |k[:, e]|>) v[n, e]
 
     Arguments have the shapes that their names say, `temperature_h11` is [h, 1, 1]; returns [b, n, h, d] in the dtype
-    of `v_bnhd`. Norms and softmax are taken in fp32 (a norm is a sum over all positions). Source: XCiT
+    of `v_bnhd`. Norms and softmax are taken in at least fp32 (a norm sums over all positions). Source: XCiT
     (arXiv 2106.09681), as used in the released MetaNet MN-B15.
     """
-    q_bhdn = F.normalize(q_bnhd.permute(0, 2, 3, 1).float(), dim=-1)
-    k_bhen = F.normalize(k_bnhd.permute(0, 2, 3, 1).float(), dim=-1)
+    exact = torch.promote_types(q_bnhd.dtype, torch.float32)
+    q_bhdn = F.normalize(q_bnhd.permute(0, 2, 3, 1).to(exact), dim=-1)
+    k_bhen = F.normalize(k_bnhd.permute(0, 2, 3, 1).to(exact), dim=-1)
     correlation_bhde = q_bhdn @ k_bhen.transpose(-2, -1)
-    mix_bhde = (temperature_h11.float() * correlation_bhde).softmax(dim=-1).to(v_bnhd.dtype)
+    mix_bhde = (temperature_h11.to(exact) * correlation_bhde).softmax(dim=-1).to(v_bnhd.dtype)
     out_bhnd = v_bnhd.transpose(1, 2) @ mix_bhde.transpose(-2, -1)
     return out_bhnd.transpose(1, 2)

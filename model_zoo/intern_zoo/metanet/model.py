@@ -6,7 +6,7 @@ Legend: x_bchw maps (channels-last in memory), f_bf pooled features, f = `num_fe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -63,6 +63,10 @@ class Stage(nn.Module):
                 layer_scale=config.layer_scale,
             )
             self.blocks.append(make_block(shape))
+
+    def units(self) -> list[nn.Module]:
+        """The down-sampling module, where there is one, and the blocks."""
+        return [*([] if isinstance(self.downsample, nn.Identity) else [self.downsample]), *self.blocks]
 
     def forward(self, x_bchw: torch.Tensor) -> torch.Tensor:
         x_bchw = self.downsample(x_bchw)
@@ -163,12 +167,7 @@ class MetaNet(nn.Module):
 
     def units(self) -> list[nn.Module]:
         """The down-sampling modules and blocks in the order in which they run: what recompute and pipelines cut at."""
-        return [
-            unit
-            for stage in self.stages
-            for unit in (stage.downsample, *stage.blocks)
-            if not isinstance(unit, nn.Identity)
-        ]
+        return [unit for stage in self.stages for unit in cast(Stage, stage).units()]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute every block in the backward pass; wraps the blocks from outside."""

@@ -25,8 +25,12 @@ def statistics_kept() -> Iterator[None]:
         _running.kept = before
 
 
+def _at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 class BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation of a map [b, c, h, w], always computed in fp32, with running statistics kept in fp32.
+    """Batch normalisation of a map [b, c, h, w], computed in fp32 (fp64 if the map is), with fp32 running statistics.
 
     `reduce_stats` takes one fp32 vector of 2c + 1 numbers (sums of the values, sums of their squares, both about the
     running mean, and their count on this rank) and returns its sum over the ranks that share statistics; it must be
@@ -36,6 +40,8 @@ class BatchNorm(nn.BatchNorm2d):
     `frozen = True` normalises by the running statistics while training, too, and leaves them as they are.
     Names in the state dict are those of nn.BatchNorm2d.
     """
+
+    num_batches_tracked: torch.Tensor
 
     def __init__(self, width: int, zero_init: bool = False) -> None:
         super().__init__(width)
@@ -59,7 +65,7 @@ class BatchNorm(nn.BatchNorm2d):
         super()._apply(fn, recurse)
         for name, before in statistics.items():
             after = getattr(self, name)
-            if after.dtype != before.dtype:  # a change of precision is not for the statistics, a change of device is
+            if after.dtype.itemsize < 4:  # half precision is not for the statistics; a change of device is
                 setattr(self, name, before.to(after.device))
         return self
 
@@ -68,7 +74,7 @@ class BatchNorm(nn.BatchNorm2d):
         updated = own_statistics and not getattr(_running, "kept", False)
         if updated:
             self.num_batches_tracked.add_(1)
-        weight_c, bias_c = self.weight.float(), self.bias.float()
+        weight_c, bias_c = _at_least_fp32(self.weight), _at_least_fp32(self.bias)
         if own_statistics and self.reduce_stats is not None:
             return self._shared(x_bchw, weight_c, bias_c, self.reduce_stats, updated)
         mean_c, var_c = self.running_mean, self.running_var
@@ -86,7 +92,7 @@ class BatchNorm(nn.BatchNorm2d):
         updated: bool,
     ) -> torch.Tensor:
         origin_c = self.running_mean.clone()
-        x_bhwc = x_bchw.permute(0, 2, 3, 1).float() - origin_c
+        x_bhwc = _at_least_fp32(x_bchw.permute(0, 2, 3, 1)) - origin_c
         count = x_bhwc.new_tensor([x_bhwc[..., 0].numel()])
         local = torch.cat([x_bhwc.sum(dim=(0, 1, 2)), x_bhwc.square().sum(dim=(0, 1, 2)), count])
         total = reduce_stats(local)

@@ -24,6 +24,6 @@ def _forward_recomputed(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
 def set_recompute(block: nn.Module, enable: bool = True) -> None:
     """Keep only the input of `block` for its backward pass, or undo that. Parameter names do not change."""
     if enable:
-        block.forward = partial(_forward_recomputed, block)  # type: ignore[method-assign]
+        block.forward = partial(_forward_recomputed, block)
     else:
         block.__dict__.pop("forward", None)

@@ -55,8 +55,9 @@ def released_names(model: MetaNet) -> dict[str, str]:
     names = {module: name for name, module in model.named_modules()}
     for index, unit in enumerate(model.units()):
         inside = dict(RELEASED[type(unit)])
-        if isinstance(getattr(unit, "shortcut", None), Shortcut):
-            pooled = not isinstance(unit.shortcut.pool, nn.Identity)
+        shortcut = getattr(unit, "shortcut", None)
+        if isinstance(shortcut, Shortcut):
+            pooled = not isinstance(shortcut.pool, nn.Identity)
             inside["shortcut.project"] = "residual.1" if pooled else "residual.0"
         prefixes |= {f"{names[unit]}.{ours}": f"blocks.{index}.{theirs}" for ours, theirs in inside.items()}
     return {name: _with_released_prefix(name, prefixes) for name in model.state_dict()}
