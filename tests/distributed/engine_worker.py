@@ -19,7 +19,9 @@ from intern_trainer.tasks.contrastive import ContrastiveTask
 from tests.distributed.towers import Towers, batch, make_config
 
 
-def run_steps(engine: Engine, config: Any, ranks: Ranks, accumulation: int, steps: Any, make_batch: Any = batch) -> dict[str, list]:
+def run_steps(
+    engine: Engine, config: Any, ranks: Ranks, accumulation: int, steps: Any, make_batch: Any = batch
+) -> dict[str, list]:
     """Train over `steps` (an iterable of step numbers); losses are means over ranks and micro-batches."""
     task = ContrastiveTask(config, ranks)
     micro = config.train.global_batch // accumulation // ranks.world_size

@@ -19,7 +19,11 @@ CASES = [
     for stage in (0, 1, 2, 3)
     for variant in ({"accumulation": 2, "clip": 0.5}, {"accumulation": 1, "clip": 0.0})
 ]
-CASES_ON_FOUR = [case for case in CASES if (case["stage"], case["precision"]) in ((0, "fp32"), (3, "fp32"), (2, "bf16")) and case["clip"]]
+CASES_ON_FOUR = [
+    case
+    for case in CASES
+    if (case["stage"], case["precision"]) in ((0, "fp32"), (3, "fp32"), (2, "bf16")) and case["clip"]
+]
 
 
 def label(case: dict[str, Any]) -> str:
@@ -28,7 +32,9 @@ def label(case: dict[str, Any]) -> str:
 
 @cache
 def trained(ranks: int) -> list[dict[str, Any]]:
-    return run_ranks("tests.distributed.engine_worker:parity", ranks, CASES if ranks == 2 else CASES_ON_FOUR, timeout=240)[0]
+    return run_ranks(
+        "tests.distributed.engine_worker:parity", ranks, CASES if ranks == 2 else CASES_ON_FOUR, timeout=240
+    )[0]
 
 
 @cache
@@ -86,7 +92,9 @@ def test_state_read_by_every_stage_goes_on_alike(written: tuple[Path, list[dict[
         {"from": 3, "stage": 3, "precision": "bf16"},
         {"from": 3, "stage": 0, "precision": "bf16"},
     ]
-    results = run_ranks("tests.distributed.engine_worker:read_state", 2, {"folder": str(folder), "cases": cases}, timeout=120)[0]
+    results = run_ranks(
+        "tests.distributed.engine_worker:read_state", 2, {"folder": str(folder), "cases": cases}, timeout=120
+    )[0]
     for case, result in zip(cases, results, strict=True):
         before = uninterrupted[case["from"]]
         assert result["changed"] == [], case
@@ -95,14 +103,20 @@ def test_state_read_by_every_stage_goes_on_alike(written: tuple[Path, list[dict[
             assert result["losses"] == before["losses"], case
             assert (result["raw"], result["average"]) == (before["raw"], before["average"]), case
         else:
-            assert result["losses"] == pytest.approx(before["losses"], rel=1e-6 if "precision" not in case else 1e-3), case
+            assert result["losses"] == pytest.approx(before["losses"], rel=1e-6 if "precision" not in case else 1e-3), (
+                case
+            )
 
 
 @pytest.mark.parametrize("ranks", [1, 4])
-def test_state_read_on_another_number_of_ranks_goes_on_alike(written: tuple[Path, list[dict[str, Any]]], ranks: int) -> None:
+def test_state_read_on_another_number_of_ranks_goes_on_alike(
+    written: tuple[Path, list[dict[str, Any]]], ranks: int
+) -> None:
     folder, uninterrupted = written
     cases: list[dict[str, Any]] = [{"from": 2, "stage": 3}, {"from": 2, "stage": 2}, {"from": 1, "stage": 0}]
     payload = {"folder": str(folder), "cases": cases}
-    for case, result in zip(cases, run_ranks("tests.distributed.engine_worker:read_state", ranks, payload, timeout=120)[0], strict=True):
+    for case, result in zip(
+        cases, run_ranks("tests.distributed.engine_worker:read_state", ranks, payload, timeout=120)[0], strict=True
+    ):
         assert result["changed"] == [], case
         assert result["losses"] == pytest.approx(uninterrupted[case["from"]]["losses"], rel=1e-5), case

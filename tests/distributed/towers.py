@@ -48,7 +48,7 @@ class Towers(nn.Module):
         self.position = nn.Parameter(torch.randn(LENGTH, WIDTH) * 0.1)
         self.text_mixer = Mixer(WIDTH)
         self.text_out = nn.Linear(WIDTH, 7)
-        self.logit_scale = nn.Parameter(torch.full((1,), 2.0))
+        self.logit_scale = nn.Parameter(torch.full((1,), 0.7))
         self.register_buffer("offset", torch.linspace(0, 1, LENGTH)[:, None], persistent=False)
         for linear in (self.image_out, self.text_out):
             nn.init.normal_(linear.weight, std=0.5)
@@ -118,7 +118,9 @@ def train_plainly(
     for step in range(steps):
         total = 0.0
         for index in range(accumulation):
-            tensors = {k: t.to(dtype) if t.is_floating_point() else t for k, t in make_batch(step, index, micro).items()}
+            tensors = {
+                k: t.to(dtype) if t.is_floating_point() else t for k, t in make_batch(step, index, micro).items()
+            }
             loss = global_loss(model(**tensors))
             (loss / accumulation).backward()
             total += float(loss.detach()) / accumulation

@@ -25,7 +25,9 @@ def parameter_groups(model: nn.Module, config: Config) -> list[dict[str, Any]]:
     no_decay: dict[str, Any] = {"name": "no_decay", "params": [], "names": [], "weight_decay": 0.0}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            dimensions = len(getattr(parameter, "ds_shape", parameter.shape))  # a parameter that ZeRO-3 has sharded looks empty
+            dimensions = len(
+                getattr(parameter, "ds_shape", parameter.shape)
+            )  # a parameter that ZeRO-3 has sharded looks empty
             group = no_decay if dimensions < 2 or name in exempt else decay
             group["params"].append(parameter)
             group["names"].append(name)

@@ -48,6 +48,7 @@ REFUSED_KEYS: dict[str, tuple[str, str]] = {
             "graph_harvesting", "curriculum_learning", "progressive_layer_drop",
         )
     },
+    "bfloat16": ("it is the old name of bf16", 'call it "bf16", or remove it and set train.precision=bf16'),
     "amp": (_REMOVED, "remove it, and set train.precision=bf16"),
     "elasticity": (_REMOVED, "remove it; a run resumes on any number of ranks that divides the global batch"),
     "zero_optimization.mics_shard_size": (_REMOVED + " (MiCS)", 'shard within a node by "zero_hpz_partition_size": GPUS_PER_NODE at stage 3'),

@@ -66,7 +66,9 @@ def shard(model: nn.Module, ds_config: dict[str, Any], dtype: torch.dtype, ranks
                 name = f"{prefixes[id(module)]}.{key}".lstrip(".")
                 if parameter.requires_grad:
                     shards[name] = _shard_of(full, ranks)
-                new = nn.Parameter(full.to(dtype) if full.is_floating_point() else full, requires_grad=parameter.requires_grad)
+                new = nn.Parameter(
+                    full.to(dtype) if full.is_floating_point() else full, requires_grad=parameter.requires_grad
+                )
                 new.__dict__.update(parameter.__dict__)
                 init._convert_to_zero_parameters([new])
                 replaced[id(parameter)] = new
@@ -79,7 +81,11 @@ def shard(model: nn.Module, ds_config: dict[str, Any], dtype: torch.dtype, ranks
 
 def _from_main(tensor: Tensor, ranks: Ranks) -> Tensor:
     """Rank 0's values on this rank's device; the other ranks bring the shape alone."""
-    full = tensor.to(ranks.device).contiguous() if ranks.is_main else torch.empty(tensor.shape, dtype=tensor.dtype, device=ranks.device)
+    full = (
+        tensor.to(ranks.device).contiguous()
+        if ranks.is_main
+        else torch.empty(tensor.shape, dtype=tensor.dtype, device=ranks.device)
+    )
     if ranks.world_size > 1:
         dist.broadcast(full.reshape(-1).view(torch.uint8), src=0)
     return full

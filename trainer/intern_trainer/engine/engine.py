@@ -59,7 +59,9 @@ class Engine:
         self._step_begun, self._micro_batches = False, 0
         self._averaged = False
         if stage == 0:
-            ds_engine.clip_fp32_gradients = lambda: None  # `step` clips, because it must know the norm before the update
+            ds_engine.clip_fp32_gradients = lambda: (
+                None
+            )  # `step` clips, because it must know the norm before the update
 
     @property
     def zero_optimizer(self) -> Any:
@@ -112,7 +114,11 @@ class Engine:
             yield
             return
         if self.average is None:
-            raise ConfigError("weights=ema, and this run keeps no average", "train.ema_decay is not set", "train.ema_decay=0.999, or raw")
+            raise ConfigError(
+                "weights=ema, and this run keeps no average",
+                "train.ema_decay is not set",
+                "train.ema_decay=0.999, or raw",
+            )
         self._exchange()
         try:
             yield
@@ -178,7 +184,9 @@ class Engine:
         self._ds.destroy()
 
     def _refuse_averaged(self, action: str) -> None:
-        assert not self._averaged, f"state {action} inside `with engine.weights('ema')`, where average and masters are exchanged"
+        assert not self._averaged, (
+            f"state {action} inside `with engine.weights('ema')`, where average and masters are exchanged"
+        )
 
     def _begin_step(self) -> None:
         if self._stage == 3:

@@ -73,7 +73,8 @@ def _replicated(named: Sequence[tuple[str, nn.Parameter]]) -> tuple[list[Tensor]
     owners = share_out([p.numel() for _, p in named], dist.get_world_size())
     rank = dist.get_rank()
     pieces = [
-        Piece(name, tuple(p.shape), 0, p.numel(), index, saved=owners[index] == rank) for index, (name, p) in enumerate(named)
+        Piece(name, tuple(p.shape), 0, p.numel(), index, saved=owners[index] == rank)
+        for index, (name, p) in enumerate(named)
     ]
     return [p for _, p in named], pieces
 
@@ -181,7 +182,9 @@ def layout_of(ds_engine: Any, model: nn.Module, stage: int) -> Layout:
     return ShardedParameters(ds_engine, model) if stage == 3 else FlatPartitions(ds_engine, model)
 
 
-def gather(layout_holders: Sequence[Tensor], pieces: Sequence[Piece], shape: tuple[int, ...], device: torch.device) -> Tensor:
+def gather(
+    layout_holders: Sequence[Tensor], pieces: Sequence[Piece], shape: tuple[int, ...], device: torch.device
+) -> Tensor:
     """One full tensor out of the pieces that the ranks hold of it (this rank's are given). Collective; fp32, on `device`.
 
     Bits are summed as integers, to which every element but one rank's is zero: exact for every value.

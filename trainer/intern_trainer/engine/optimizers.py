@@ -15,7 +15,9 @@ APEX = "pip install -v --no-build-isolation --config-settings '--build-option=--
 APEX_SOURCE = "git+https://github.com/NVIDIA/apex.git"
 
 
-def build_optimizer(groups: list[dict[str, Any]], config: Config, device: torch.device, offload: bool) -> torch.optim.Optimizer:
+def build_optimizer(
+    groups: list[dict[str, Any]], config: Config, device: torch.device, offload: bool
+) -> torch.optim.Optimizer:
     """The optimizer over `groups` (of `optim.parameter_groups`).
 
     Raises:
@@ -70,7 +72,9 @@ def _apex(parts: list[dict[str, Any]], config: Config, device: torch.device, ada
                 f"pip uninstall apex; {fix}",
             ) from None
     if device.type != "cuda":
-        raise EnvironmentFault(f"optim.name is {name}, and this is {device.type}", "apex's optimizers run on CUDA alone", fix)
+        raise EnvironmentFault(
+            f"optim.name is {name}, and this is {device.type}", "apex's optimizers run on CUDA alone", fix
+        )
     optimizers = apex.optimizers
     try:
         if name == "apex_fused_adam":

@@ -18,11 +18,15 @@ def load_deepspeed() -> Any:
     On CPU, DeepSpeed builds a shared-memory collective (`deepspeed_shm_comm`) with the C++ compiler at every start, 30 s and more; only its inference
     uses it. It is marked as not available here, so nothing is compiled unless an optimizer is chosen that needs it.
     """
-    os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")  # the CUDA that torch ships and the toolkit's may differ in the minor version
+    os.environ.setdefault(
+        "DS_SKIP_CUDA_CHECK", "1"
+    )  # the CUDA that torch ships and the toolkit's may differ in the minor version
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # said here, it is not warned about
     # DeepSpeed calls some of torch's older names; its users can do nothing about that
-    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*|.*reduce_scatter_tensor.*", category=FutureWarning)
+    warnings.filterwarnings(
+        "ignore", message=".*all_gather_into_tensor.*|.*reduce_scatter_tensor.*", category=FutureWarning
+    )
     import deepspeed
     import deepspeed.ops
 

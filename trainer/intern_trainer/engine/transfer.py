@@ -122,7 +122,11 @@ def _ask(read: Read, kind: str, name: str, start: int, length: int) -> Tensor:
 
 def _moments(state: dict[str, Any], holder: Tensor) -> list[tuple[str, Tensor]]:
     """The optimizer's tensors that go with a holder element by element (not its step count)."""
-    return [(key, v) for key, v in state.items() if isinstance(v, Tensor) and v.numel() == holder.numel() and v.ndim == holder.ndim]
+    return [
+        (key, v)
+        for key, v in state.items()
+        if isinstance(v, Tensor) and v.numel() == holder.numel() and v.ndim == holder.ndim
+    ]
 
 
 def _optimizer_steps(optimizer: torch.optim.Optimizer, holders: list[Tensor]) -> int:
