@@ -26,9 +26,10 @@ def make_run(path: Path, steps: int = 300) -> RunFolder:
     with folder.metrics.open("w") as file:
         for step in range(10, steps + 1, 10):
             record = {
-                "step": step, "samples": step * 128, "loss": 4.8 * math.exp(-step / 200) + 0.2 * math.sin(step), "lr": 1e-3,
-                "grad_norm": 2.0, "images_per_second": 250 + 20 * math.sin(step), "data_wait": 0.02, "memory_bytes": 9e8,
-                "seconds": step * 0.4, "eta_seconds": 10.0, "step_seconds": 0.4, "time": 1.8e9,
+                "step": step, "samples": step * 128, "loss": 4.8 * math.exp(-step / 200) + 0.2 * math.sin(step),
+                "lr": 1e-3, "grad_norm": 2.0, "images_per_second": 250 + 20 * math.sin(step), "data_wait": 0.02,
+                "memory_bytes": 9e8, "seconds": step * 0.4,
+                "eta_seconds": 10.0, "step_seconds": 0.4, "time": 1.8e9,
             }  # fmt: skip
             file.write(json.dumps(record) + "\n")
     results = {
