@@ -1,0 +1,118 @@
+"""From a sample's bytes to a picture and its caption, or to the reason why it cannot be used."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from intern_trainer.config.schema import Data
+
+PICTURES = ("jpg", "jpeg", "png", "webp")
+TEXTS = ("txt", "json")
+
+
+class BadSample(Exception):
+    """A sample that is skipped, counted and named. The message is the reason; `kind` is the short word that the counts go by."""
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        self.kind, self.reason = kind, reason
+
+
+@dataclass(frozen=True)
+class CaptionRules:
+    """Where captions are and what they may be."""
+
+    keys: tuple[str, ...]
+    max_chars: int
+
+    @staticmethod
+    def of(data: Data) -> CaptionRules:
+        return CaptionRules(tuple(data.caption_keys), data.max_caption_chars)
+
+
+def picture_bytes(members: dict[str, bytes]) -> bytes:
+    for extension in PICTURES:
+        if extension in members:
+            return members[extension]
+    raise BadSample("picture missing", f"has no picture ({', '.join(PICTURES)}), only {', '.join(sorted(members)) or 'other members'}")
+
+
+def picture(content: bytes, max_pixels: int, least: tuple[int, int] | None = None) -> Image.Image:
+    """An RGB picture; transparency becomes white paper.
+
+    Args:
+        content: a JPEG, PNG or WebP file. max_pixels: larger ones are refused by their header, before they are decoded.
+        least: a JPEG may be decoded smaller (a half, a quarter, an eighth) as long as it keeps this width and height.
+    """
+    try:
+        image = Image.open(io.BytesIO(content))
+        width, height = image.size
+        if width * height >= max_pixels:
+            raise BadSample("picture too large", f"picture of {width} x {height} pixels; data.max_pixels is {max_pixels}")
+        if least is not None and image.format == "JPEG":
+            image.draft("RGB", least)
+        return _on_white(image)
+    except Image.DecompressionBombError as error:
+        raise BadSample("picture too large", f"picture beyond data.max_pixels ({error})") from error
+    except UnidentifiedImageError as error:
+        raise BadSample("picture corrupt", f"picture corrupt: {len(content)} bytes that are no JPEG, PNG or WebP") from error
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:  # what Pillow's plugins raise on broken files
+        raise BadSample("picture corrupt", f"picture corrupt: {error}") from error
+
+
+def caption(members: dict[str, bytes], record: dict[str, Any], rules: CaptionRules) -> str:
+    """The caption by the first of the rules' keys that the sample has."""
+    for key in rules.keys:
+        if key.startswith("json."):
+            text = record.get(key.removeprefix("json."))
+            if text is None:
+                continue
+            if not isinstance(text, str):
+                raise BadSample("caption missing", f"{key} is {type(text).__name__}, not text")
+        elif key in members:
+            try:
+                text = members[key].decode("utf-8-sig")
+            except UnicodeDecodeError as error:
+                raise BadSample("caption not UTF-8", f"caption is not UTF-8: {error.reason} at byte {error.start} of the {key}") from error
+        else:
+            continue
+        text = text.strip()
+        if not text:
+            raise BadSample("caption empty", f"caption is empty ({key})")
+        if len(text) > rules.max_chars:
+            raise BadSample("caption too long", f"caption of {len(text)} characters ({key}); data.max_caption_chars is {rules.max_chars}")
+        return text
+    raise BadSample("caption missing", f"caption is missing: none of data.caption_keys ({', '.join(rules.keys)})")
+
+
+def record(members: dict[str, bytes]) -> dict[str, Any]:
+    """The sample's json; {} where it has none."""
+    if "json" not in members:
+        return {}
+    try:
+        found = json.loads(members["json"])
+    except UnicodeDecodeError as error:
+        raise BadSample("caption not UTF-8", f"json is not UTF-8: {error.reason} at byte {error.start}") from error
+    except ValueError as error:
+        raise BadSample("json corrupt", f"json corrupt: {error}") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        image.load()
+        return image
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        page = Image.new("RGB", image.size, "white")
+        page.paste(image, mask=image.getchannel("A"))
+        return page
+    if image.mode.startswith("I") or image.mode == "F":  # 16-bit grey: PIL's own conversion would clip it to white
+        image = image.convert("F").point(lambda value: value / 257)
+        return image.convert("L").convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,142 @@
+"""Reads single samples of the sources: members by the shard's index, then picture, caption and record."""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from intern_trainer.config.schema import Data
+from intern_trainer.data import decode, index
+from intern_trainer.data.decode import BadSample, CaptionRules
+from intern_trainer.data.order import Place, mix, permutation
+from intern_trainer.data.sources import Catalogue
+from intern_trainer.data.storage import Storage
+from intern_trainer.data.transforms import CentreCrop, TrainCrop
+
+WANTED = (*decode.PICTURES, *decode.TEXTS)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """pixels: uint8 [h, w, 3]."""
+
+    id: str
+    pixels: np.ndarray
+    caption: str
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Bad:
+    """An unusable sample: its id, the kind that it is counted under, and what is wrong with it."""
+
+    id: str
+    kind: str
+    reason: str
+
+
+class Reader:
+    """Random access to the samples of several sources. Made anew in every process.
+
+    Args:
+        captions: False where a set needs none (a labelled folder, say).
+        other_captions: the control experiment; each sample gets the caption that the permutation gives it.
+        open_indexes: shards whose indexes are kept in memory.
+    """
+
+    def __init__(
+        self,
+        catalogues: list[Catalogue],
+        data: Data,
+        index_dir: Path | None,
+        crop: TrainCrop | CentreCrop,
+        other_captions: OtherCaptions | None = None,
+        open_indexes: int = 64,
+    ) -> None:
+        self.catalogues, self.crop, self.index_dir = catalogues, crop, index_dir
+        self._rules, self._max_pixels = CaptionRules.of(data), data.max_pixels
+        self._other_captions, self._open = other_captions, open_indexes
+        self._indexes: OrderedDict[tuple[int, int], index.ShardIndex] = OrderedDict()
+        self._storage = Storage()
+
+    def id(self, place: Place) -> str:
+        catalogue = self.catalogues[place.source]
+        return f"{catalogue.name}/{catalogue.stem(place.shard)}/{self._index(place).key(place.index)}"
+
+    def read(self, place: Place, seed: int = 0) -> Sample:
+        """The sample, cropped with draws from `seed`.
+
+        Raises:
+            BadSample: it cannot be used. DataError: the shard cannot be read.
+        """
+        members = self._members(place)
+        content = decode.picture_bytes(members)
+        record = decode.record(members)
+        caption = decode.caption(members, record, self._rules)
+        if self._other_captions is not None:
+            caption = self._caption(self._other_captions.of(place))
+        picture = decode.picture(content, self._max_pixels, self.crop.least())
+        return Sample(self.id(place), self.crop(picture, random.Random(seed)), caption, record)
+
+    def close(self) -> None:
+        self._storage.close()
+        self._indexes.clear()
+
+    def _caption(self, place: Place) -> str:
+        members = self._members(place)
+        return decode.caption(members, decode.record(members), self._rules)
+
+    def _members(self, place: Place) -> dict[str, bytes]:
+        """The members that matter, by one read from the first to the last of them."""
+        members = {e: at for e, at in self._index(place).members(place.index).items() if e in WANTED}
+        if not members:
+            return {}
+        start = min(offset for offset, _ in members.values())
+        end = max(offset + size for offset, size in members.values())
+        content = self._storage.read(self.catalogues[place.source].shards[place.shard], start, end - start)
+        return {e: content[offset - start : offset - start + size] for e, (offset, size) in members.items()}
+
+    def _index(self, place: Place) -> index.ShardIndex:
+        key = (place.source, place.shard)
+        if key in self._indexes:
+            self._indexes.move_to_end(key)
+            return self._indexes[key]
+        shard = self.catalogues[place.source].shards[place.shard]
+        self._indexes[key] = found = index.find_or_build(self._storage, shard, self.index_dir)
+        if len(self._indexes) > self._open:
+            self._indexes.popitem(last=False)
+        return found
+
+
+class OtherCaptions:
+    """A fixed permutation without fixed points: one cycle through all samples of a source. Holds one number a sample; a control, not for billions."""
+
+    def __init__(self, catalogues: list[Catalogue], seed: int) -> None:
+        self._ends = [np.cumsum(c.counts) for c in catalogues]
+        self._next = []
+        for number, catalogue in enumerate(catalogues):
+            cycle = permutation(catalogue.total, mix(seed, 13, number))
+            after = np.empty_like(cycle)
+            after[cycle] = np.roll(cycle, -1)
+            self._next.append(after)
+
+    def of(self, place: Place) -> Place:
+        """Whose caption the sample at `place` gets."""
+        ends = self._ends[place.source]
+        flat = place.index + (int(ends[place.shard - 1]) if place.shard else 0)
+        other = int(self._next[place.source][flat])
+        shard = int(np.searchsorted(ends, other, side="right"))
+        return Place(place.source, shard, other - (int(ends[shard - 1]) if shard else 0))
+
+
+def read_or_bad(reader: Reader, place: Place, seed: int = 0) -> Sample | Bad:
+    """The sample, or why it cannot be used."""
+    try:
+        return reader.read(place, seed)
+    except BadSample as error:
+        return Bad(reader.id(place), error.kind, error.reason)

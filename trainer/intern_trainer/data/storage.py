@@ -1,0 +1,175 @@
+"""Bytes of shards, on disk or behind an address, with time limits and retries: a source that does not answer is an error, never a hang."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+from intern_trainer.errors import DataError
+
+T = TypeVar("T")
+CONNECT_SECONDS = 10
+READ_SECONDS = 60
+ATTEMPTS = 3
+OPEN_FILES = 32
+
+
+def is_remote(location: str) -> bool:
+    return "://" in location
+
+
+class Storage:
+    """Reads pieces of files. Made anew in every process: neither descriptors nor connections are shared over a fork."""
+
+    def __init__(self) -> None:
+        self._files: OrderedDict[str, int] = OrderedDict()
+        self._systems: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    def read(self, location: str, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset`; safe to call from several threads.
+
+        Raises:
+            DataError: the file is missing, shorter than that, or its server does not answer.
+        """
+        if not is_remote(location):
+            return self._read_local(location, offset, size)
+
+        def fetch(system: Any) -> bytes:
+            content = system.cat_file(location, start=offset, end=offset + size)
+            if len(content) > size:
+                raise DataError(
+                    f"{location}: asked for {size} bytes, the server sent {len(content)}",
+                    "shards are read piece by piece",
+                    "use a server that answers HTTP Range requests, or copy the shards to a disk",
+                )
+            if len(content) < size:
+                raise OSError(f"the body was cut short, {len(content)} of {size} bytes")
+            return content
+
+        return self._retry(location, fetch)
+
+    def stamp(self, location: str) -> tuple[int, str]:
+        """(size in bytes or -1, what changes when the content does): modification time on disk, ETag or the like elsewhere."""
+        if not is_remote(location):
+            try:
+                status = os.stat(location)
+            except OSError as error:
+                raise _missing(location, error) from error
+            return status.st_size, f"{status.st_size}:{status.st_mtime_ns}"
+        info = self._retry(location, lambda system: system.info(location))
+        tag = next((str(info[k]) for k in ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "mtime") if info.get(k)), "")
+        size = info.get("size")
+        return (-1 if size is None else int(size)), f"{size}:{tag}"
+
+    def open(self, location: str) -> BinaryIO:
+        """The whole file as a stream, from its beginning."""
+        if not is_remote(location):
+            try:
+                return io.open(location, "rb")
+            except OSError as error:
+                raise _missing(location, error) from error
+        return self._retry(location, lambda system: system.open(location, "rb", block_size=8 << 20))
+
+    def glob(self, pattern: str) -> list[str]:
+        """Addresses that match, sorted."""
+        protocol = pattern.split("://", 1)[0]
+        found = self._retry(pattern, lambda system: system.glob(pattern))
+        return sorted(path if is_remote(path) else f"{protocol}://{path.lstrip('/')}" for path in found)
+
+    def close(self) -> None:
+        with self._lock:
+            while self._files:
+                os.close(self._files.popitem()[1])
+
+    def _read_local(self, location: str, offset: int, size: int) -> bytes:
+        with self._lock:  # held while reading, so that no other thread closes the descriptor
+            content = os.pread(self._descriptor(location), size, offset)
+        if len(content) < size:
+            raise DataError(
+                f"{location} ends at byte {offset + len(content)}, its index says {offset + size}",
+                "shards do not change while a run reads them",
+                "copy the shard again; its index is made anew by itself",
+            )
+        return content
+
+    def _descriptor(self, location: str) -> int:
+        if location in self._files:
+            self._files.move_to_end(location)
+            return self._files[location]
+        try:
+            descriptor = os.open(location, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except OSError as error:
+            raise _missing(location, error) from error
+        self._files[location] = descriptor
+        if len(self._files) > OPEN_FILES:
+            os.close(self._files.popitem(last=False)[1])
+        return descriptor
+
+    def _retry(self, location: str, action: Callable[[Any], T]) -> T:
+        for attempt in range(ATTEMPTS):
+            try:
+                return action(self._system(location))
+            except FileNotFoundError as error:
+                raise _missing(location, error) from error
+            except DataError:
+                raise
+            except ImportError as error:
+                raise DataError(f"{location}: {error}", "the address needs a package of its own", "pip install what it names") from error
+            except Exception as error:  # each file system has errors of its own
+                if attempt == ATTEMPTS - 1:
+                    reason = str(error) or type(error).__name__
+                    raise DataError(
+                        f"{location} cannot be reached: {reason} (asked {ATTEMPTS} times)",
+                        "every source must answer",
+                        "check the address, the network and the credentials, or leave this source out of data.train",
+                    ) from error
+                time.sleep(0.2 * 4**attempt)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _system(self, location: str) -> Any:
+        import fsspec  # only where an address is used
+
+        protocol = location.split("://", 1)[0]
+        with self._lock:
+            if protocol not in self._systems:
+                # cached instances may have lived in the parent process, and are not fork-safe
+                self._systems[protocol] = fsspec.filesystem(protocol, skip_instance_cache=protocol != "memory", **_limits(protocol))
+            return self._systems[protocol]
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """A reader sees the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        beside.write_bytes(content)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _limits(protocol: str) -> dict[str, Any]:
+    """Time limits in the words of each file system."""
+    if protocol in ("http", "https"):
+        import aiohttp
+
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
+        return {"client_kwargs": {"timeout": timeout}}
+    if protocol in ("s3", "s3a"):
+        config = {"connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS, "retries": {"max_attempts": 2}}
+        return {"config_kwargs": config}
+    if protocol in ("gs", "gcs"):
+        return {"timeout": READ_SECONDS}
+    return {}
+
+
+def _missing(location: str, error: OSError) -> DataError:
+    reason = error.strerror or "no such file"
+    return DataError(f"{location} cannot be opened: {reason}", "every shard of a source must be there", "correct the location in data.train")

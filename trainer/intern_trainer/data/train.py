@@ -1,0 +1,202 @@
+"""The training reader: this rank's share of every global batch, from any step on, for ever."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from intern_trainer.batch import Batch
+from intern_trainer.config.checks import batch_plan
+from intern_trainer.config.schema import Config
+from intern_trainer.data import transforms
+from intern_trainer.data.order import Order, rank_offsets
+from intern_trainer.data.reader import Bad, OtherCaptions, Reader, Sample, read_or_bad
+from intern_trainer.data.sources import Catalogue, catalogues
+from intern_trainer.data.workers import Feed
+from intern_trainer.errors import DataError
+from intern_trainer.ranks import Ranks
+
+log = logging.getLogger(__name__)
+Tokenize = Callable[[list[str]], Tensor]
+SUBSTITUTES = 32
+"""So many tries to fill the slot of a bad sample; a source where all fail is broken as a whole."""
+
+
+@dataclass
+class _Part:
+    """What one worker made of its rows of a micro-batch. pixels: uint8 [b, h, w, 3]."""
+
+    pixels: Tensor
+    text: Tensor
+    ids: list[str]
+    captions: list[str]
+    bad: list[Bad]
+
+    def pin_memory(self) -> _Part:
+        self.pixels, self.text = self.pixels.pin_memory(), self.text.pin_memory()
+        return self
+
+
+class TrainData:
+    """Made by `build_train_data`.
+
+    Attributes:
+        fingerprint: what the order of samples depends on (JSON-able). A run goes on only with the same.
+    """
+
+    def __init__(self, config: Config, ranks: Ranks, tokenize: Tokenize, sources: list[Catalogue]) -> None:
+        data, train = config.data, config.train
+        plan = batch_plan(config, ranks.world_size)
+        self._config, self._ranks, self._tokenize, self._sources = config, ranks, tokenize, sources
+        self._slots = rank_offsets(train.global_batch, data.lanes, plan.accumulation, ranks.world_size, ranks.rank)
+        self._others = OtherCaptions(sources, train.seed) if data.shuffle_captions else None
+        self._feed: Feed | None = None
+        self._read, self._bad_ids = 0, set[str]()
+        self._bad: Counter[str] = Counter()
+        self._bad_events = 0
+        self.fingerprint: dict[str, Any] = {
+            "sources": [source.fingerprint() for source in sources],
+            "seed": train.seed,
+            "lanes": data.lanes,
+            "shuffle_window": data.shuffle_window,
+            "global_batch": train.global_batch,
+            "shuffle_captions": data.shuffle_captions,
+        }
+
+    @property
+    def samples_per_epoch(self) -> int:
+        """Samples of all sources together."""
+        return sum(source.total for source in self._sources)
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """This rank's samples read so far, and the unusable ones among them by kind (each counted once, however often it came up)."""
+        return {"read": self._read, "bad": len(self._bad_ids), "bad_by_kind": dict(self._bad)}
+
+    def batches(self, step: int) -> Iterator[list[Batch]]:
+        """From optimizer step `step` on: this rank's micro-batches of each step. Costs the same at any step. Ends an earlier call's iteration.
+
+        Raises:
+            DataError: more bad samples than `data.max_bad_fraction`, or a source that cannot be read any more.
+        """
+        self.close()
+        data = self._config.data
+        workers = min(data.workers, len(self._slots[0]))
+        prefetch = data.prefetch
+        feed = Feed(lambda w, n: self._parts(step, w, n), workers, prefetch, pin_memory=self._ranks.device.type == "cuda")
+        self._feed = feed
+        while self._feed is feed:
+            yield [self._batch([next(feed) for _ in range(max(workers, 1))]) for _ in self._slots]
+
+    def close(self) -> None:
+        """End the loader processes."""
+        if self._feed is not None:
+            self._feed.close()
+            self._feed = None
+
+    def _parts(self, step: int, worker: int, workers: int) -> Iterator[_Part]:
+        """In a loader process: its rows of every micro-batch. Rows are cut by lane, so that each worker, too, reads a few lanes in sequence."""
+        config = self._config
+        order = Order(
+            [source.counts for source in self._sources], [source.weight for source in self._sources],
+            config.train.seed, config.data.lanes, config.data.shuffle_window,
+        )  # fmt: skip
+        crop = transforms.TrainCrop(config.model.image_size, config.data.augment)
+        reader = Reader(self._sources, config.data, config.data.index_dir, crop, self._others, open_indexes=config.data.lanes + 8)
+        while True:
+            for slots in self._slots:
+                mine = slots[len(slots) * worker // workers : len(slots) * (worker + 1) // workers]
+                yield self._part(reader, order, [step * config.train.global_batch + int(slot) for slot in mine])
+            step += 1
+
+    def _part(self, reader: Reader, order: Order, positions: list[int]) -> _Part:
+        bad: list[Bad] = []
+        samples = [_read_slot(reader, order, position, bad) for position in positions]
+        captions = [sample.caption for sample in samples]
+        pixels = torch.from_numpy(np.stack([sample.pixels for sample in samples]))
+        return _Part(pixels, self._tokenize(captions), [sample.id for sample in samples], captions, bad)
+
+    def _batch(self, parts: list[_Part]) -> Batch:
+        ids = [id for part in parts for id in part.ids]
+        self._judge(len(ids), [bad for part in parts for bad in part.bad])
+        pixels = parts[0].pixels if len(parts) == 1 else torch.cat([part.pixels for part in parts])
+        text = parts[0].text if len(parts) == 1 else torch.cat([part.text for part in parts])
+        device, data = self._ranks.device, self._config.data
+        image = transforms.normalise(pixels.to(device, non_blocking=True), data.mean, data.std)
+        captions = [caption for part in parts for caption in part.captions]
+        return Batch({"image": image, "text": text.to(device, non_blocking=True)}, ids, {"caption": captions})
+
+    def _judge(self, read: int, bad: list[Bad]) -> None:
+        """Count and name; stop past the limit. One bad sample in the whole set is always let pass, however often it comes round."""
+        self._read += read
+        for one in bad:
+            self._bad_events += 1
+            if one.id not in self._bad_ids:
+                self._bad_ids.add(one.id)
+                self._bad[one.kind] += 1
+                log.warning("bad sample %s: %s; skipped, %d so far", one.id, one.reason, len(self._bad_ids))
+        if len(self._bad_ids) < 2 or self._bad_events <= self._limit():
+            return
+        kinds = ", ".join(f"{count} {kind}" for kind, count in self._bad.most_common())
+        raise DataError(
+            f"{len(self._bad_ids)} bad samples among {self._read} read on rank {self._ranks.rank}: {kinds}; the last is {bad[-1].id}: {bad[-1].reason}"
+            if bad else f"{len(self._bad_ids)} bad samples among {self._read} read",
+            f"at most data.max_bad_fraction = {self._config.data.max_bad_fraction:g} of the samples may be unusable",
+            "repair the shards (the log names each bad sample), or raise data.max_bad_fraction",
+        )  # fmt: skip
+
+    def _limit(self) -> float:
+        """The allowed number of bad samples among those that this rank read. One of many ranks sees more than its share by chance: the margin is what
+        the unluckiest of them is expected to see, nothing for a single rank, and small against the mean in the long run."""
+        mean = self._config.data.max_bad_fraction * self._read
+        return mean + math.sqrt(2 * mean * math.log(self._ranks.world_size))
+
+
+def build_train_data(config: Config, ranks: Ranks, tokenize: Tokenize) -> TrainData:
+    """Open the training sources. Collective.
+
+    Args:
+        tokenize: captions -> int64 [n, context_length]; called in the loader processes.
+
+    Raises:
+        DataError: shards that cannot be used, or fewer samples than one global batch takes. On every rank alike.
+    """
+    data, batch = config.data, config.train.global_batch
+    sources = catalogues(list(data.train), data.index_dir, ranks)
+    weights = sum(source.weight for source in sources)
+    for source in sources:
+        needed = math.ceil(batch * source.weight / weights)
+        if source.total < needed:
+            raise DataError(
+                f"data.train {source.name} holds {source.total} samples in {len(source.shards)} shard(s), one global batch takes {needed} of them",
+                "no sample comes twice in one batch",
+                f"train.global_batch={max(1, batch * source.total // needed)} or less (data.lanes must divide it), or more data",
+            )
+    return TrainData(config, ranks, tokenize, sources)
+
+
+def _read_slot(reader: Reader, order: Order, position: int, bad: list[Bad]) -> Sample:
+    """The sample at a position, or the next good one that the order names for its slot: the same on any rank and worker."""
+    seed = order.augmentation_seed(position)
+    place = order.at(position)
+    first = read_or_bad(reader, place, seed)
+    if isinstance(first, Sample):
+        return first
+    bad.append(first)  # substitutes that are bad too are counted when their own turn comes
+    for attempt in range(1, SUBSTITUTES + 1):
+        other = read_or_bad(reader, order.substitute(position, attempt), seed)
+        if isinstance(other, Sample):
+            return other
+    raise DataError(
+        f"{first.id}: {first.reason}; the {SUBSTITUTES} samples tried in its place are bad too",
+        "most samples of a source are usable",
+        "look at the shards: data.caption_keys may name members that they do not have",
+    )

@@ -1,0 +1,91 @@
+"""Loader processes: what they do to live and die with their parent, and how their errors travel."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from intern_trainer.errors import DataError, EnvironmentFault
+
+_PR_SET_PDEATHSIG = 1
+
+
+class Parts(IterableDataset):
+    """Runs `make(worker, workers)` in each loader process; the loader takes the results from the workers in turn."""
+
+    def __init__(self, make: Callable[[int, int], Iterator[Any]]) -> None:
+        self._make = make
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = get_worker_info()
+        try:
+            yield from self._make(worker.id, worker.num_workers) if worker else self._make(0, 1)
+        except DataError as error:  # as a value: the loader would wrap an exception in the worker's stack trace
+            yield error
+
+
+class Feed:
+    """The values of `Parts`, in order, from `workers` processes (0: from this one)."""
+
+    def __init__(self, make: Callable[[int, int], Iterator[Any]], workers: int, prefetch: int, pin_memory: bool = False) -> None:
+        options: dict[str, Any] = {}
+        if workers:
+            options = {"prefetch_factor": prefetch, "worker_init_fn": _begin, "multiprocessing_context": "fork"}
+        # a private generator: DataLoader draws a base seed at each start, which would move the run's random state
+        loader = DataLoader(
+            Parts(make), batch_size=None, num_workers=workers, pin_memory=pin_memory, generator=torch.Generator(), **options
+        )
+        _Parent.pid = os.getpid()
+        self._values = iter(loader)
+
+    def __iter__(self) -> Feed:
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            value = next(self._values)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise EnvironmentFault(
+                f"a loader process died: {str(error).splitlines()[0]}",
+                "killed by the system, most often for want of memory",
+                "fewer data.workers, or a smaller data.prefetch or data.shuffle_window",
+            ) from error
+        if isinstance(value, DataError):
+            raise value
+        return value
+
+    def close(self) -> None:
+        """End the loader processes; those that still read after a few seconds are killed."""
+        processes = list(getattr(self._values, "_workers", []))
+        shutdown = getattr(self._values, "_shutdown_workers", None)
+        for process in processes:  # they ignore SIGTERM, and hold nothing that could be lost
+            process.kill()
+        if shutdown is not None:
+            with contextlib.suppress(RuntimeError):
+                shutdown()
+
+
+class _Parent:
+    pid = 0
+
+
+def _begin(_: int) -> None:
+    """In a new loader process: leave the run's signals to the main process, and end when it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != _Parent.pid:  # the parent died before the line above took effect
+        os._exit(1)
+    torch.set_num_threads(1)
