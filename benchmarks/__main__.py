@@ -1,0 +1,27 @@
+"""`python -m benchmarks NAME ...`: measure, print, and write benchmarks/results/NAME.json."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(REPOSITORY / root) for root in ("kernels", "model_zoo", "trainer")]
+
+BENCHMARKS = {
+    "figures": "what the default run reaches on the embedded test set: 3 seeds, and the control with shuffled captions",
+    "loop": "our training loop with DeepSpeed against a bare PyTorch loop",
+    "loader": "our loader against a plain webdataset pipeline",
+}
+
+
+def main(arguments: list[str]) -> int:
+    if not arguments or arguments[0] not in BENCHMARKS:
+        print(__doc__, *(f"  {name:<8} {what}" for name, what in BENCHMARKS.items()), sep="\n")
+        return 0 if arguments in ([], ["--help"], ["-h"]) else 2
+    return int(importlib.import_module(f"benchmarks.{arguments[0]}").main(arguments[1:]))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
