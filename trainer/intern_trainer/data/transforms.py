@@ -1,6 +1,7 @@
 """Pictures to the model's size: random crops for training, one crop in the middle for evaluation.
 
-Workers hand over 8-bit pictures (a quarter of the bytes); `normalise` makes floats of a whole batch, on the device that trains.
+Workers hand over 8-bit pictures (a quarter of the bytes); `normalise` makes floats of a whole batch, on the device that
+trains.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ Box = tuple[float, float, float, float]
 
 
 class TrainCrop:
-    """Random resized crop and flip. All draws come from the generator that is passed, so that a sample's picture is a function of its seed."""
+    """Random resized crop and flip, with all draws from the generator passed in."""
 
     def __init__(self, size: int, augment: Augment) -> None:
         self.size, self.augment = size, augment
@@ -40,7 +41,10 @@ class TrainCrop:
 
 
 class CentreCrop:
-    """The shorter side to `size`, then the middle: CLIP's evaluation transform."""
+    """The shorter side to `size` (bicubic), then the middle in whole pixels: CLIP's evaluation transform.
+
+    Pixel for pixel what transformers' CLIPImageProcessor makes with Pillow, so exported models see the same pictures.
+    """
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -48,20 +52,19 @@ class CentreCrop:
     def __call__(self, picture: Image.Image, rng: random.Random | None = None) -> np.ndarray:
         """uint8 [size, size, 3]."""
         width, height = picture.size
-        side = min(width, height)
-        left, top = (width - side) / 2, (height - side) / 2
-        box = (left, top, left + side, top + side)
-        return np.asarray(picture.resize((self.size, self.size), Image.Resampling.BICUBIC, box))
+        short = min(width, height)
+        width, height = self.size * width // short, self.size * height // short
+        left, top = (width - self.size) // 2, (height - self.size) // 2
+        resized = picture.resize((width, height), Image.Resampling.BICUBIC)
+        return np.asarray(resized.crop((left, top, left + self.size, top + self.size)))
 
     def least(self) -> None:
         """Evaluation decodes in full."""
         return None
 
 
-def crop_box(
-    size: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float], rng: random.Random
-) -> Box:
-    """A box of random area and aspect inside the picture, in pixels; the largest allowed one in the middle where ten tries find none."""
+def crop_box(size: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float], rng: random.Random) -> Box:
+    """A box of random area and aspect inside the picture, in pixels; the largest in the middle if ten tries fail."""
     width, height = size
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for _ in range(10):
