@@ -32,9 +32,9 @@ class ImageTower(nn.Module):
 
     def __init__(self, trunk: nn.Module, embed_dim: int) -> None:
         super().__init__()
-        self.trunk = trunk
+        self.trunk: Any = trunk  # MetaNet or one of timm's, which share verbs and no base class
         # some timm models widen their features behind the last map: the pooled width is then the head's
-        num_features = getattr(trunk, "head_hidden_size", None) or trunk.num_features
+        num_features: int = getattr(self.trunk, "head_hidden_size", None) or self.trunk.num_features
         self.projection = nn.Linear(num_features, embed_dim, bias=False)
         nn.init.normal_(self.projection.weight, std=num_features**-0.5)
 
@@ -81,8 +81,10 @@ class TwoTower(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Full names of the parameters that weight decay would only harm: offsets, factors, positions, temperature."""
-        one_dimensional = {name for name, parameter in self.named_parameters() if parameter.ndim <= 1}
-        image = {f"image.trunk.{name}" for name in self.image.trunk.no_weight_decay()}
+        parameters = dict(self.named_parameters())
+        one_dimensional = {name for name, parameter in parameters.items() if parameter.ndim <= 1}
+        named: set[str] = getattr(self.image.trunk, "no_weight_decay", set)()  # timm's ResNets name none, its ViTs too many
+        image = {f"image.trunk.{name}" for name in named} & parameters.keys()
         return one_dimensional | image | {"text.positional_embedding"}
 
 

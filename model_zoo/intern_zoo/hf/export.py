@@ -76,11 +76,11 @@ def two_tower_exportable(
 ) -> Exportable:
     """A two-tower model for `zero-shot-image-classification`; the arguments are those that it was built with."""
     trunk = model.image.trunk
-    replace, requires = dict(REPLACE), ()
+    replace, requires = dict(REPLACE), tuple[str, ...]()
     if isinstance(trunk, MetaNet):
         image_config = asdict(trunk.config)
     else:  # timm's own, which the folder asks its users to install
-        image_config = {"name": image, "num_classes": 0, **sized_options(image, pictures.size, image_options)}
+        image_config = {"model_name": image, "num_classes": 0, **sized_options(image, pictures.size, image_options)}
         replace["intern_zoo.hf.trunks.metanet"] = "intern_zoo.hf.trunks.timm"
         requires = ("timm",)
     model_class = "InternTwoTowerModel"

@@ -44,7 +44,8 @@ def save_tokenizer(folder: Path, context_length: int) -> None:
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    backend.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("</w>", " "), decoders.Strip(" ", 0, 1)])
+    spaces = [decoders.Replace("</w>", " "), decoders.Strip(" ", 0, 1)]
+    backend.decoder = decoders.Sequence([decoders.ByteLevel(), *spaces])
     backend.post_processor = processors.RobertaProcessing(
         (END, source.eot_token_id), (START, source.sot_token_id), trim_offsets=False, add_prefix_space=False
     )

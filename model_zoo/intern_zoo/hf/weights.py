@@ -122,4 +122,4 @@ def _check(name: str, tensor: Tensor, expected: Mapping[str, Tensor]) -> None:
 
 def _bytes(tensor: Tensor) -> memoryview:
     flat = tensor.detach().cpu().contiguous().flatten()
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data

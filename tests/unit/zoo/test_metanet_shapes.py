@@ -121,6 +121,22 @@ def test_every_block_hands_on_a_channels_last_map() -> None:
     assert seen == units
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_bf16_comes_close_to_fp32(training: bool) -> None:
+    torch.manual_seed(0)
+    model = create_model("metanet_debug", num_classes=0).train(training)
+    for module in model.modules():  # blocks start as identities
+        if getattr(module, "zero_init", False):
+            nn.init.ones_(module.weight)
+    x = torch.randn(8, 3, 64, 64)
+    exact = model(x)
+    half = model.bfloat16()(x.bfloat16())
+    half.float().sum().backward()
+    assert half.dtype == torch.bfloat16
+    assert (half - exact).abs().mean() < 0.06 * exact.abs().mean()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
 def test_layer_norm_in_place_of_batch_norm() -> None:
     model = create_model("metanet_debug", norm="layer")
     kinds = {type(module) for module in model.modules()}

@@ -103,6 +103,17 @@ def test_statistics_survive_a_change_of_precision() -> None:
     assert torch.equal(norm.bfloat16().float().running_var, before)
 
 
+def test_statistics_are_fp32_where_new_tensors_are_half_precision() -> None:
+    """As inside a context that constructs a model sharded and in bf16."""
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        norm = BatchNorm(5)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert norm.weight.dtype == torch.bfloat16
+    assert norm.running_mean.dtype == norm.running_var.dtype == torch.float32
+
+
 def test_frozen_statistics_are_used_and_kept() -> None:
     norm = _norm()
     norm(_map())

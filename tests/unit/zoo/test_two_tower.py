@@ -56,6 +56,15 @@ def test_weight_decay_leaves_offsets_and_factors_alone(model):
     assert {"image.projection.weight", "text.text_projection", "text.token_embedding.weight"} <= decayed
 
 
+@pytest.mark.parametrize(("image", "position"), [("resnet18", None), ("vit_tiny_patch16_224", "pos_embed")])
+def test_weight_decay_of_timms_models(image, position):
+    with torch.device("meta"):
+        model = create_two_tower(image, image_size=32, embed_dim=16, text=TEXT)
+    spared = model.no_weight_decay()
+    assert spared <= dict(model.named_parameters()).keys()
+    assert position is None or f"image.trunk.{position}" in spared
+
+
 def test_bfloat16(model):
     half = create_two_tower("metanet_debug", image_size=64, embed_dim=16, text=TEXT).bfloat16()
     out = half(image=torch.randn(2, 3, 64, 64).bfloat16(), text=torch.randint(1, 49407, (2, 12)))

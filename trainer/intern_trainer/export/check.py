@@ -8,9 +8,10 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import intern_zoo.hf.reload
 import psutil
@@ -123,7 +124,7 @@ def compare_two_tower(folder: Path, model: TwoTower, config: Config) -> Differen
     return found
 
 
-COMPARE = {"contrastive": compare_two_tower}
+COMPARE: dict[str, Callable[[Path, Any, Config], Differences]] = {"contrastive": compare_two_tower}
 """By `config.task`, as `kinds.KINDS`."""
 
 

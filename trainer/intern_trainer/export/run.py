@@ -13,7 +13,6 @@ from intern_zoo.errors import StateDictError
 from intern_zoo.hf.export import Exportable, write_folder
 
 from intern_trainer.checkpoint import CheckpointReader, newest_good
-from intern_trainer.config.load import load_config
 from intern_trainer.config.schema import Config
 from intern_trainer.errors import CheckpointError, ConfigError, EnvironmentFault
 from intern_trainer.export.card import model_card
@@ -97,8 +96,8 @@ def export_run(
         raise ConfigError(
             f"{to} is there already", "an export never overwrites anything", "give another --to, or remove it"
         )
-    config = load_config(folder.config)
     reader, which = _open(run, checkpoint, weights)
+    config = reader.config
     task = build_task(config, ALONE)
     with torch.device("meta"):
         model = task.build_model()

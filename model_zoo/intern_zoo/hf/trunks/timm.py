@@ -9,7 +9,7 @@ from torch import nn
 
 
 def build_trunk(options: dict[str, Any]) -> nn.Module:
-    """`options`: `name`, and the other arguments of `timm.create_model`."""
+    """`options`: the arguments of `timm.create_model`."""
     return timm.create_model(pretrained=False, **options)
 
 

@@ -13,8 +13,22 @@ from intern_zoo.hf.flatten import FlattenError, flatten
 PARTS = {
     "root": "from intern_fake.parts import Part\nfrom intern_fake.tools import twice\n\n"
     "__all__ = ['Whole']\n\n\nclass Whole(Part):\n    def value(self) -> int:\n        return twice(self.three())\n",
-    "parts": '"""Parts."""\nimport math\nfrom functools import lru_cache\n\nTHREE = 3\n"""Why three."""\n\nUNUSED = math.pi\n\n\n'
-    "# said above the class\nclass Part:\n    @lru_cache\n    def three(self) -> int:\n        return THREE\n",
+    "parts": '''"""Parts."""
+import math
+from functools import lru_cache
+
+THREE = 3
+"""Why three."""
+
+UNUSED = math.pi
+
+
+# said above the class
+class Part:
+    @lru_cache
+    def three(self) -> int:
+        return THREE
+''',
     "tools": "import torchvision\n\n\ndef twice(x):\n    return torchvision.twice(x)\n",
     "plain_tools": "def twice(x):\n    return 2 * x\n",
 }

@@ -38,7 +38,7 @@ def test_padding_behind_the_end_changes_nothing(towers):
 
 
 def test_too_long_a_text_is_told(towers):
-    with pytest.raises(ValueError, match="21 tokens and the model takes 20.*truncation"):
+    with pytest.raises(ValueError, match=r"21 tokens and the model takes 20.*truncation"):
         towers[1](torch.ones(1, 21, dtype=torch.long))
 
 
