@@ -1,4 +1,7 @@
-"""Data: from shards of pictures and captions to batches. `order.py` says which sample comes when, `train.py` and `evaluation.py` read them."""
+"""From shards of pictures and captions to batches.
+
+`order.py` says which sample comes when; `train.py` and `evaluation.py` read them.
+"""
 
 from intern_trainer.data.evaluation import EvalPairs, image_folder, pairs
 from intern_trainer.data.train import TrainData, build_train_data

@@ -15,8 +15,8 @@ PICTURES = ("jpg", "jpeg", "png", "webp")
 TEXTS = ("txt", "json")
 
 
-class BadSample(Exception):
-    """A sample that is skipped, counted and named. The message is the reason; `kind` is the short word that the counts go by."""
+class BadSample(Exception):  # noqa: N818 (it is no failure of the program)
+    """A sample that is skipped, counted and named. `kind` is the short word that the counts go by."""
 
     def __init__(self, kind: str, reason: str) -> None:
         super().__init__(reason)
@@ -39,7 +39,8 @@ def picture_bytes(members: dict[str, bytes]) -> bytes:
     for extension in PICTURES:
         if extension in members:
             return members[extension]
-    raise BadSample("picture missing", f"has no picture ({', '.join(PICTURES)}), only {', '.join(sorted(members)) or 'other members'}")
+    others = ", ".join(sorted(members)) or "other members"
+    raise BadSample("picture missing", f"has no picture ({', '.join(PICTURES)}), only {others}")
 
 
 def picture(content: bytes, max_pixels: int, least: tuple[int, int] | None = None) -> Image.Image:
@@ -47,21 +48,30 @@ def picture(content: bytes, max_pixels: int, least: tuple[int, int] | None = Non
 
     Args:
         content: a JPEG, PNG or WebP file. max_pixels: larger ones are refused by their header, before they are decoded.
-        least: a JPEG may be decoded smaller (a half, a quarter, an eighth) as long as it keeps this width and height.
+        least: a JPEG may be decoded smaller (a half, a quarter, an eighth) as long as it keeps this size.
     """
     try:
-        image = Image.open(io.BytesIO(content))
+        image = Image.open(io.BytesIO(content), formats=_formats(content))
         width, height = image.size
         if width * height >= max_pixels:
-            raise BadSample("picture too large", f"picture of {width} x {height} pixels; data.max_pixels is {max_pixels}")
+            reason = f"picture of {width} x {height} pixels; data.max_pixels is {max_pixels}"
+            raise BadSample("picture too large", reason)
         if least is not None and image.format == "JPEG":
             image.draft("RGB", least)
         return _on_white(image)
     except Image.DecompressionBombError as error:
         raise BadSample("picture too large", f"picture beyond data.max_pixels ({error})") from error
     except UnidentifiedImageError as error:
-        raise BadSample("picture corrupt", f"picture corrupt: {len(content)} bytes that are no JPEG, PNG or WebP") from error
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:  # what Pillow's plugins raise on broken files
+        reason = f"picture corrupt: {len(content)} bytes that are no JPEG, PNG or WebP"
+        raise BadSample("picture corrupt", reason) from error
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        IndexError,
+        TypeError,
+    ) as error:  # what Pillow's plugins raise on broken files
         raise BadSample("picture corrupt", f"picture corrupt: {error}") from error
 
 
@@ -78,14 +88,16 @@ def caption(members: dict[str, bytes], record: dict[str, Any], rules: CaptionRul
             try:
                 text = members[key].decode("utf-8-sig")
             except UnicodeDecodeError as error:
-                raise BadSample("caption not UTF-8", f"caption is not UTF-8: {error.reason} at byte {error.start} of the {key}") from error
+                reason = f"caption is not UTF-8: {error.reason} at byte {error.start} of the {key}"
+                raise BadSample("caption not UTF-8", reason) from error
         else:
             continue
         text = text.strip()
         if not text:
             raise BadSample("caption empty", f"caption is empty ({key})")
         if len(text) > rules.max_chars:
-            raise BadSample("caption too long", f"caption of {len(text)} characters ({key}); data.max_caption_chars is {rules.max_chars}")
+            reason = f"caption of {len(text)} characters ({key}); data.max_caption_chars is {rules.max_chars}"
+            raise BadSample("caption too long", reason)
         return text
     raise BadSample("caption missing", f"caption is missing: none of data.caption_keys ({', '.join(rules.keys)})")
 
@@ -101,6 +113,12 @@ def record(members: dict[str, bytes]) -> dict[str, Any]:
     except ValueError as error:
         raise BadSample("json corrupt", f"json corrupt: {error}") from error
     return found if isinstance(found, dict) else {}
+
+
+def _formats(content: bytes) -> tuple[str, ...]:
+    """By the first bytes: names lie, and Pillow's own guess tries one plug-in after the other."""
+    known = {"JPEG": content[:2] == b"\xff\xd8", "PNG": content[:4] == b"\x89PNG", "WEBP": content[8:12] == b"WEBP"}
+    return tuple(name for name, fits in known.items() if fits)
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -23,25 +23,28 @@ from intern_trainer.errors import DataError
 from intern_trainer.ranks import Ranks
 
 log = logging.getLogger(__name__)
+Opener = Callable[[], Callable[[int], Sample | Bad]]
+"""Opens a reader in the process that calls it; that gives the n-th sample of the set."""
 IN_PROCESS = 1024
 """A rank with fewer samples reads them itself: starting loader processes would take longer."""
 
 
 class EvalPairs:
-    """This rank's contiguous share of a set; iteration yields `Batch`es with `image`, and `caption`, `category` in the extras.
+    """This rank's share of a set; iteration yields `Batch`es with `image`, and `caption`, `category` in the extras.
 
-    A bad sample is named, counted in `report` and left out, so `total` minus the bad ones is what all ranks give together.
+    A bad sample is named, counted in `report` and left out: all ranks together give `total` minus the bad ones.
 
     Attributes:
         total: samples of the whole set. classes: names of the classes of a labelled folder, sorted; else None.
-        report: after an iteration: {read, bad, bad_by_kind} over all ranks.
+        report: after `agree`: {read, bad, bad_by_kind} over all ranks.
     """
 
     def __init__(
-        self, config: Config, ranks: Ranks, total: int, open_reader: Callable[[], Callable[[int], Sample | Bad]], classes: list[str] | None = None
+        self, config: Config, ranks: Ranks, total: int, open_reader: Opener, classes: list[str] | None = None
     ) -> None:
         self.total, self.classes = total, classes
         self.report: dict[str, Any] = {}
+        self._bad: list[Bad] = []
         self._config, self._ranks, self._open = config, ranks, open_reader
         self._first, self._last = total * ranks.rank // ranks.world_size, total * (ranks.rank + 1) // ranks.world_size
 
@@ -50,24 +53,20 @@ class EvalPairs:
         return self._last - self._first
 
     def __iter__(self) -> Iterator[Batch]:
-        """Collective at its end.
+        """No collective: ranks may have different numbers of batches. Call `agree` afterwards, on all ranks.
 
         Raises:
-            DataError: at the end, on every rank alike: more bad samples than `data.max_bad_fraction` (at least one is let pass).
+            DataError: the set cannot be read, on this rank alone.
         """
         workers = self._config.data.workers if len(self) >= IN_PROCESS else 0
-        feed, bad = Feed(self._parts, workers, self._config.data.prefetch), list[Bad]()
-        failure: DataError | None = None
+        feed, self._bad = Feed(self._parts, workers, self._config.data.prefetch), []
         try:
             for samples, pixels, unusable in feed:
-                bad += unusable
+                self._bad += unusable
                 if samples:
                     yield self._batch(samples, pixels)
-        except DataError as error:
-            failure = error
         finally:
             feed.close()
-        self._agree(bad, failure)
 
     def _parts(self, worker: int, workers: int) -> Iterator[tuple[list[Sample], torch.Tensor | None, list[Bad]]]:
         read, size = self._open(), self._config.evaluate.batch
@@ -88,20 +87,22 @@ class EvalPairs:
             extras["category"] = categories
         return Batch({"image": image}, [one.id for one in samples], extras)
 
-    def _agree(self, bad: list[Bad], failure: DataError | None) -> None:
-        for one in bad:
+    def agree(self) -> None:
+        """After an iteration: name this rank's bad samples and count those of all ranks. Collective.
+
+        Raises:
+            DataError: on every rank alike: more bad samples than `data.max_bad_fraction` (at least one is let pass).
+        """
+        for one in self._bad:
             log.warning("bad sample %s: %s; left out of the evaluation", one.id, one.reason)
-        outcomes = self._ranks.gather((failure, [one.kind for one in bad]))
-        for other, _ in outcomes:
-            if other is not None:
-                raise other
-        kinds = Counter(kind for _, part in outcomes for kind in part)
+        kinds = Counter(kind for part in self._ranks.gather([one.kind for one in self._bad]) for kind in part)
         self.report = {"read": self.total, "bad": kinds.total(), "bad_by_kind": dict(kinds)}
         if kinds.total() > max(1, self._config.data.max_bad_fraction * self.total):
             found = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+            limit = self._config.data.max_bad_fraction
             raise DataError(
                 f"{kinds.total()} bad samples among the {self.total} of an evaluation set: {found}",
-                f"at most data.max_bad_fraction = {self._config.data.max_bad_fraction:g} of the samples may be unusable",
+                f"at most data.max_bad_fraction = {limit:g} of the samples may be unusable",
                 "repair the set (the log names each bad sample), or raise data.max_bad_fraction",
             )
 
@@ -117,12 +118,14 @@ def pairs(sources: list[Source], config: Config, ranks: Ranks) -> EvalPairs:
     ends = np.cumsum([found[s].counts[shard] for s, shard in places])
 
     def open_reader() -> Callable[[int], Sample | Bad]:
-        reader = Reader(found, config.data, config.data.index_dir, transforms.CentreCrop(config.model.image_size), open_indexes=4)
+        crop = transforms.CentreCrop(config.model.image_size)
+        reader = Reader(found, config.data, config.data.index_dir, crop, open_indexes=4)
 
         def read(number: int) -> Sample | Bad:
             at = int(np.searchsorted(ends, number, side="right"))
             source, shard = places[at]
-            return read_or_bad(reader, Place(source, shard, number - int(ends[at]) + int(found[source].counts[shard])))
+            index = number - int(ends[at]) + int(found[source].counts[shard])
+            return read_or_bad(reader, Place(source, shard, index))
 
         return read
 
@@ -130,7 +133,7 @@ def pairs(sources: list[Source], config: Config, ranks: Ranks) -> EvalPairs:
 
 
 def image_folder(path: str | Path, config: Config, ranks: Ranks) -> EvalPairs:
-    """A labelled set as torchvision's ImageFolder has it: one sub-folder of pictures a class, its name the class name. Collective.
+    """A labelled set as torchvision's ImageFolder has it: one sub-folder of pictures a class. Collective.
 
     Raises:
         DataError: no such folder, no sub-folders, or a class without pictures.
@@ -164,6 +167,7 @@ def _list_folder(root: Path) -> tuple[list[str], list[tuple[str, int]]]:
     for label, name in enumerate(classes):
         found = sorted(p for p in (root / name).rglob("*") if p.suffix.lower().lstrip(".") in decode.PICTURES)
         if not found:
-            raise DataError(f"class {name} of {root} has no pictures ({', '.join(decode.PICTURES)})", "each class has at least one", fix)
+            kinds = ", ".join(decode.PICTURES)
+            raise DataError(f"class {name} of {root} has no pictures ({kinds})", "each class has at least one", fix)
         files += [(str(p.relative_to(root)), label) for p in found]
     return classes, files

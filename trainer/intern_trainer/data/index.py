@@ -1,11 +1,13 @@
 """The index of a shard: where each sample's members lie in the tar, so that any sample is one read away.
 
-Made on first use (one rank a shard) or by `intern-trainer data index`. It lies beside the shard where that can be written, as `X.tar.index.npz`, else in
-`data.index_dir` under a name made of address, size and ETag. It is made anew when size or modification time (ETag) of the shard differ.
+Made on first use (one rank a shard) or by `intern-trainer data index`. It lies beside the shard where that can be
+written, as `X.tar.index.npz`, else in `data.index_dir` (without one: the user's cache folder) under a name made of
+address, size and ETag. It is made anew when size or modification time (ETag) of the shard differ.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -28,7 +30,8 @@ class ShardIndex:
     """Members of one tar, grouped by sample.
 
     Attributes:
-        keys [n]: bytes, the member names up to the first dot. first [n + 1]: sample k has members first[k] : first[k + 1].
+        keys [n]: bytes, the member names up to the first dot.
+        first [n + 1]: sample k has members first[k] : first[k + 1].
         offset, size [m]: of each member's content, bytes. extension [m]: number in `extensions` (lower case, no dot).
         stamp: the shard's size and modification time (ETag) when this was made.
     """
@@ -57,9 +60,16 @@ class ShardIndex:
     def to_bytes(self) -> bytes:
         buffer = io.BytesIO()
         np.savez(
-            buffer, version=np.array(VERSION), stamp=np.array(self.stamp), keys=self.keys, first=self.first, offset=self.offset, size=self.size,
-            extension=self.extension, extensions=np.array(self.extensions, dtype=str),
-        )  # fmt: skip
+            buffer,
+            version=np.array(VERSION),
+            stamp=np.array(self.stamp),
+            keys=self.keys,
+            first=self.first,
+            offset=self.offset,
+            size=self.size,
+            extension=self.extension,
+            extensions=np.array(self.extensions, dtype=str),
+        )
         return buffer.getvalue()
 
     @staticmethod
@@ -71,7 +81,13 @@ class ShardIndex:
                     return None
                 extensions = [str(e) for e in data["extensions"]]
                 return ShardIndex(
-                    data["keys"], data["first"], data["offset"], data["size"], data["extension"], extensions, str(data["stamp"])
+                    data["keys"],
+                    data["first"],
+                    data["offset"],
+                    data["size"],
+                    data["extension"],
+                    extensions,
+                    str(data["stamp"]),
                 )
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None
@@ -86,7 +102,10 @@ def build(storage: Storage, location: str) -> ShardIndex:
     total, stamp = storage.stamp(location)
     samples: list[tuple[str, list[tuple[str, int, int]]]] = []
     try:
-        with storage.open(location) as stream, tarfile.open(fileobj=stream, mode="r|" if is_remote(location) else "r:") as tar:
+        with (
+            storage.open(location) as stream,
+            tarfile.open(fileobj=stream, mode="r|" if is_remote(location) else "r:") as tar,
+        ):
             for member in tar:
                 folder, _, name = member.name.rpartition("/")
                 if not member.isfile() or name.startswith(".") or "." not in name:
@@ -102,15 +121,13 @@ def build(storage: Storage, location: str) -> ShardIndex:
             raise _empty(location) from error
         raise DataError(
             f"{location} is cut short or is no tar: {error}",
-            "a shard is a whole, uncompressed tar (after about {} good samples)".format(len(samples)),
+            f"a shard is a whole, uncompressed tar (good up to sample {len(samples)})",
             "copy or make the shard again, or leave it out",
         ) from error
     # tarfile takes a tar that was cut between two members for a whole one: the closing blocks of zeros are missing then
-    if total >= 0 and end + 512 > total and not (samples and total == 0):
-        if not samples and total == 0:
-            raise _empty(location)
+    if 0 < total < end + 512:
         raise DataError(
-            f"{location} is cut short: {total} bytes, without the closing blocks of a tar, after {len(samples)} samples",
+            f"{location} is cut short: {total} bytes, {len(samples)} samples and no closing blocks",
             "a shard is a whole tar",
             "copy or make the shard again, or leave it out",
         )
@@ -140,27 +157,25 @@ def find(storage: Storage, location: str, index_dir: Path | None) -> ShardIndex 
 
 
 def find_or_build(storage: Storage, location: str, index_dir: Path | None) -> ShardIndex:
-    """The index of a shard, made and kept where there is none. A place that cannot be written costs the walk each time, no more."""
+    """The index of a shard, made and kept where there is none. Where it cannot be kept it is made each time."""
     found = find(storage, location, index_dir)
     if found is not None:
         return found
     made = build(storage, location)
-    try:
+    with contextlib.suppress(OSError):
         write_atomically(path_of(location, made.stamp, index_dir), made.to_bytes())
-    except OSError:
-        pass
     return made
 
 
-def index_command(locations: list[str], index_dir: Path | None = None, threads: int = 8) -> dict[str, int]:
-    """`intern-trainer data index`: make the indexes that are missing. Returns {shards, samples, made}.
+def index_command(locations: list[str], index_dir: Path | None = None, workers: int = 8) -> int:
+    """`intern-trainer data index`: make the indexes that are missing, and say how many. Gives the exit code.
 
     Raises:
         DataError: names every shard that could not be indexed; the others are done all the same.
     """
     from intern_trainer.data.sources import expand
 
-    storage, result, failures = Storage(), {"shards": 0, "samples": 0, "made": 0}, list[str]()
+    storage, samples, made, failures = Storage(), 0, 0, list[str]()
 
     def one(location: str) -> tuple[int, bool] | DataError:
         try:
@@ -169,22 +184,27 @@ def index_command(locations: list[str], index_dir: Path | None = None, threads: 
         except DataError as error:
             return error
 
-    with ThreadPoolExecutor(threads) as pool:
-        for outcome in pool.map(one, expand(storage, locations)):
+    shards = expand(storage, locations)
+    with ThreadPoolExecutor(workers) as pool:
+        for outcome in pool.map(one, shards):
             if isinstance(outcome, DataError):
                 failures.append(outcome.found)
-                continue
-            result["shards"] += 1
-            result["samples"] += outcome[0]
-            result["made"] += outcome[1]
+            else:
+                samples, made = samples + outcome[0], made + outcome[1]
     storage.close()
+    print(f"{len(shards) - len(failures)} shards with {samples} samples; {made} indexes made")
     if failures:
-        raise DataError(f"{len(failures)} shard(s) cannot be used:\n    " + "\n    ".join(failures), "", "repair them or leave them out")
-    return result
+        named = "\n    ".join(failures)
+        raise DataError(f"{len(failures)} shard(s) cannot be used:\n    {named}", "", "repair them or leave them out")
+    return 0
 
 
 def _empty(location: str) -> DataError:
-    return DataError(f"{location} holds no samples", "a shard holds members such as 000.jpg and 000.txt", "leave it out, or make it again")
+    return DataError(
+        f"{location} holds no samples",
+        "a shard holds members such as 000.jpg and 000.txt",
+        "leave it out, or make it again",
+    )
 
 
 def _pack(samples: list[tuple[str, list[tuple[str, int, int]]]], stamp: str) -> ShardIndex:

@@ -1,16 +1,18 @@
 """Which sample is the n-th of the run: a function of (seed, shard sizes, weights, lanes, window), and of nothing else.
 
-Ranks, workers and nodes do not appear here, so they may change at any step. Nothing is remembered either: `Order.at(position)` costs the same at the
-first sample and at the ten-billionth. Memory grows with the number of shards (the permutation of the epochs in use), never with samples.
+Ranks, workers and nodes do not appear here, so they may change at any step. Nothing is remembered either:
+`Order.at(position)` costs the same at the first sample and at the ten-billionth. Memory grows with the number of shards
+(the permutation of the epochs in use), never with samples.
 
     p              position in the run: sample p of the endless global sequence; batch s holds p in [s B, (s+1) B)
     l = p mod L    lane, a virtual reader; j = p // L is the lane's own count of draws
     s, c           the source of the lane's j-th draw, and how many the lane took from that source before (`Mixture`)
     i = c L + l    position in that source's own sequence; e = i // N its epoch
-    q              place in the epoch: the lanes take contiguous segments of it, so that each reads its shards one after another
+    q              place in the epoch: each lane takes a contiguous segment of it, and so reads its shards in turn
 
-One epoch of a source is: shards in a permuted order, joined to one line of N samples that is turned by a random offset (so that the cuts between lanes
-differ each epoch), then permuted inside blocks of `window` samples. Each sample comes exactly once an epoch; no remainder is dropped.
+One epoch of a source is: shards in a permuted order, joined to one line of N samples that is turned by a random offset
+(so that the cuts between lanes differ each epoch), then permuted inside blocks of `window` samples. Each sample comes
+exactly once an epoch; no remainder is dropped.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -41,7 +44,7 @@ def mix(*values: int) -> int:
 
 
 def permutation(length: int, seed: int) -> np.ndarray:
-    """A permutation of range(length), int64, by sorting hashes: unlike a generator's `shuffle` it never changes between numpy versions."""
+    """A permutation of range(length), int64, by sorting hashes: a generator's `shuffle` may change between versions."""
     with np.errstate(over="ignore"):
         key = np.arange(length, dtype=np.uint64) * np.uint64(_GOLDEN) + np.uint64(seed & _MASK)
         key = (key ^ key >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
@@ -112,7 +115,7 @@ class SourceOrder:
         return self._resolve(epoch, self._shuffled(epoch, line))
 
     def substitute(self, lane: int, count: int, attempt: int) -> tuple[int, int]:
-        """Another sample for the same slot: `attempt` 1, 2, ...; the first eight come from the same window, the later from anywhere in the source."""
+        """Another sample for the same slot: attempts 1 to 8 are of the same window, later ones of the whole source."""
         epoch, line = self.place_in_epoch(lane, count)
         draw = mix(self.seed, 3, epoch, line, attempt)
         start = line - line % self.window
@@ -128,7 +131,9 @@ class SourceOrder:
         epoch = (count * self.lanes + lane) // self.total
         first, last = epoch * self.total, (epoch + 1) * self.total
         before = self._below(last, lane) - self._below(first, lane)
-        taken = count - -((lane - first) // self.lanes)  # ceil((first - lane) / lanes) draws of this lane lie in earlier epochs
+        taken = count - -(
+            (lane - first) // self.lanes
+        )  # ceil((first - lane) / lanes) draws of this lane lie in earlier epochs
         return epoch, before + taken
 
     def _below(self, end: int, lane: int) -> int:
@@ -138,7 +143,7 @@ class SourceOrder:
     def _shuffled(self, epoch: int, line: int) -> int:
         block, offset = divmod(line, self.window)
         length = min(self.window, self.total - block * self.window)
-        order = self._blocks.get((epoch, block), lambda: permutation(length, mix(self.seed, 2, epoch, block)).astype(np.int32))
+        order = self._blocks.get((epoch, block), lambda: permutation(length, mix(self.seed, 2, epoch, block)))
         return block * self.window + int(order[offset])
 
     def _resolve(self, epoch: int, line: int) -> tuple[int, int]:
@@ -154,10 +159,10 @@ class SourceOrder:
 
 
 class Mixture:
-    """Which source a lane's j-th draw comes from: a golden-ratio sequence, cut by the weights, so that every stretch holds each source in proportion.
+    """Which source a lane's j-th draw comes from: a golden-ratio sequence on a ring that the weights cut into arcs.
 
-    Lane l starts l / L round the ring: at any j the lanes together hold the sources in proportion too. How often a source came up before j has a
-    closed form (a sum of floors), so seeking needs no replay.
+    Every stretch of draws holds each source in proportion. Lane l starts l / L round the ring, so at any j the lanes
+    together do too. How often a source came up before j is a sum of floors with a closed form: no replay to seek.
     """
 
     def __init__(self, weights: Sequence[float], lanes: int) -> None:
@@ -176,7 +181,7 @@ class Mixture:
     def counts(self, lane: int, draw: int) -> list[int]:
         """How many of the lane's first `draw` draws came from each source."""
         sums = [floor_sum(draw, _RING, self._step, self._offset(lane) - bound) for bound in self.bounds]
-        return [low - high for low, high in zip(sums, sums[1:], strict=False)]
+        return [low - high for low, high in pairwise(sums)]
 
     def _offset(self, lane: int) -> int:
         return lane * _RING // self.lanes
@@ -185,7 +190,14 @@ class Mixture:
 class Order:
     """The global sequence of samples over all sources."""
 
-    def __init__(self, counts: Sequence[Sequence[int] | np.ndarray], weights: Sequence[float], seed: int, lanes: int, window: int) -> None:
+    def __init__(
+        self,
+        counts: Sequence[Sequence[int] | np.ndarray],
+        weights: Sequence[float],
+        seed: int,
+        lanes: int,
+        window: int,
+    ) -> None:
         self.lanes, self.seed = lanes, seed
         self.sources = [SourceOrder(c, mix(seed, 7, s), lanes, window) for s, c in enumerate(counts)]
         self._mixture = Mixture(weights, lanes)
@@ -202,7 +214,7 @@ class Order:
         return Place(source, *self.sources[source].substitute(lane, count, attempt))
 
     def augmentation_seed(self, position: int) -> int:
-        """Seed of the random draws for the sample at `position`: not of the rank, the worker or the batch it happens to sit in."""
+        """Seed of the random draws for the sample at `position`, whatever rank and worker reads it."""
         return mix(self.seed, 11, position)
 
     def _draw(self, position: int) -> tuple[int, int, int]:
@@ -222,8 +234,9 @@ class Order:
 def rank_offsets(global_batch: int, lanes: int, accumulation: int, world_size: int, rank: int) -> list[np.ndarray]:
     """Which slots of every global batch fall to a rank, one array a micro-batch, in the order of its rows.
 
-    The slots of one micro-step are ordered by lane and dealt to the ranks in even pieces: each rank reads a few lanes as a whole where the world size
-    divides the lanes, and shares a lane with its neighbour where it does not. Together the ranks' rows are, in rank order, those of a single rank.
+    The slots of one micro-step are ordered by lane and dealt to the ranks in even pieces: each rank reads a few lanes
+    as a whole where the world size divides the lanes, and shares a lane with its neighbour where it does not. Together
+    the ranks' rows are, in rank order, those of a single rank.
     """
     size = global_batch // accumulation
     share = size // world_size

@@ -114,7 +114,10 @@ class Reader:
 
 
 class OtherCaptions:
-    """A fixed permutation without fixed points: one cycle through all samples of a source. Holds one number a sample; a control, not for billions."""
+    """A fixed permutation without fixed points: one cycle through all samples of a source.
+
+    It holds one number a sample: a control experiment, not for billions.
+    """
 
     def __init__(self, catalogues: list[Catalogue], seed: int) -> None:
         self._ends = [np.cumsum(c.counts) for c in catalogues]

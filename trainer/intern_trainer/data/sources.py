@@ -56,7 +56,7 @@ class Catalogue:
 
 
 def expand(storage: Storage, locations: list[str]) -> list[str]:
-    """Every shard that the locations name: `embedded:split`, brace ranges, globs, in the order given; a glob's matches sorted.
+    """Every shard that the locations name, in their order; the matches of a glob sorted.
 
     Raises:
         DataError: a pattern matches nothing, or no location is given.
@@ -72,7 +72,9 @@ def expand(storage: Storage, locations: list[str]) -> list[str]:
                 continue
             found = storage.glob(pattern) if is_remote(pattern) else sorted(glob.glob(str(Path(pattern).expanduser())))
             if not found:
-                raise DataError(f"{pattern} matches no file", "every location of a source names shards", "correct data.train")
+                raise DataError(
+                    f"{pattern} matches no file", "every location of a source names shards", "correct data.train"
+                )
             shards += found
     if not shards:
         raise DataError("a source names no shards", "every source has at least one", "give data.train a location")
@@ -117,7 +119,9 @@ def _counts(storage: Storage, shards: list[str], index_dir: Path | None, ranks: 
             found[n] = one
     _raise_together(ranks, [one for one in found if isinstance(one, DataError)])
     counts = np.zeros(len(shards), dtype=np.int64)
-    for rank, part in enumerate(ranks.gather(np.array([len(one) for one in found if one is not None], dtype=np.int64))):
+    for rank, part in enumerate(
+        ranks.gather(np.array([len(one) for one in found if isinstance(one, index.ShardIndex)], dtype=np.int64))
+    ):
         counts[rank :: ranks.world_size] = part
     return counts
 
@@ -152,7 +156,8 @@ def _alternatives(inside: str) -> list[str]:
         return inside.split(",") if "," in inside else [f"{{{inside}}}"]
     first, last = span.groups()
     if int(last) < int(first):
-        raise DataError(f"{{{inside}}} counts down", "a range goes from the smaller to the larger number", f"write {{{last}..{first}}}")
+        rule = "a range goes from the smaller to the larger number"
+        raise DataError(f"{{{inside}}} counts down", rule, f"write {{{last}..{first}}}")
     return [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
 
 
@@ -161,6 +166,7 @@ def _names(sources: list[Source]) -> list[str]:
     names: list[str] = []
     for source in sources:
         first = source.location[0] if source.location else ""
-        name = source.name or (first.replace(":", "-") if first.startswith("embedded:") else PurePosixPath(first).parent.name) or "data"
+        folder = first.replace(":", "-") if first.startswith("embedded:") else PurePosixPath(first).parent.name
+        name = source.name or folder or "data"
         names.append(name if name not in names else f"{name}-{len(names) + 1}")
     return names

@@ -1,8 +1,10 @@
-"""Bytes of shards, on disk or behind an address, with time limits and retries: a source that does not answer is an error, never a hang."""
+"""Bytes of shards, on disk or behind an address.
+
+With time limits and retries: a source that does not answer is an error, never a hang.
+"""
 
 from __future__ import annotations
 
-import io
 import os
 import threading
 import time
@@ -56,7 +58,7 @@ class Storage:
         return self._retry(location, fetch)
 
     def stamp(self, location: str) -> tuple[int, str]:
-        """(size in bytes or -1, what changes when the content does): modification time on disk, ETag or the like elsewhere."""
+        """(size in bytes or -1, what changes with the content: modification time on disk, ETag elsewhere)."""
         if not is_remote(location):
             try:
                 status = os.stat(location)
@@ -64,7 +66,14 @@ class Storage:
                 raise _missing(location, error) from error
             return status.st_size, f"{status.st_size}:{status.st_mtime_ns}"
         info = self._retry(location, lambda system: system.info(location))
-        tag = next((str(info[k]) for k in ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "mtime") if info.get(k)), "")
+        tag = next(
+            (
+                str(info[k])
+                for k in ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "mtime")
+                if info.get(k)
+            ),
+            "",
+        )
         size = info.get("size")
         return (-1 if size is None else int(size)), f"{size}:{tag}"
 
@@ -72,7 +81,7 @@ class Storage:
         """The whole file as a stream, from its beginning."""
         if not is_remote(location):
             try:
-                return io.open(location, "rb")
+                return open(location, "rb")
             except OSError as error:
                 raise _missing(location, error) from error
         return self._retry(location, lambda system: system.open(location, "rb", block_size=8 << 20))
@@ -121,7 +130,8 @@ class Storage:
             except DataError:
                 raise
             except ImportError as error:
-                raise DataError(f"{location}: {error}", "the address needs a package of its own", "pip install what it names") from error
+                rule = "the address needs a package of its own"
+                raise DataError(f"{location}: {error}", rule, "pip install what it names") from error
             except Exception as error:  # each file system has errors of its own
                 if attempt == ATTEMPTS - 1:
                     reason = str(error) or type(error).__name__
@@ -140,7 +150,8 @@ class Storage:
         with self._lock:
             if protocol not in self._systems:
                 # cached instances may have lived in the parent process, and are not fork-safe
-                self._systems[protocol] = fsspec.filesystem(protocol, skip_instance_cache=protocol != "memory", **_limits(protocol))
+                options = {"skip_instance_cache": True, **_limits(protocol)}
+                self._systems[protocol] = fsspec.filesystem(protocol, **options)
             return self._systems[protocol]
 
 
@@ -172,4 +183,5 @@ def _limits(protocol: str) -> dict[str, Any]:
 
 def _missing(location: str, error: OSError) -> DataError:
     reason = error.strerror or "no such file"
-    return DataError(f"{location} cannot be opened: {reason}", "every shard of a source must be there", "correct the location in data.train")
+    rule = "every shard of a source must be there"
+    return DataError(f"{location} cannot be opened: {reason}", rule, "correct the location in the configuration")

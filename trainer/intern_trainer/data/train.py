@@ -76,13 +76,14 @@ class TrainData:
         """Samples of all sources together."""
         return sum(source.total for source in self._sources)
 
-    @property
     def report(self) -> dict[str, Any]:
-        """This rank's samples read so far, and the unusable ones among them by kind (each counted once, however often it came up)."""
+        """This rank's samples read so far, and the unusable ones among them by kind (each counted once)."""
         return {"read": self._read, "bad": len(self._bad_ids), "bad_by_kind": dict(self._bad)}
 
     def batches(self, step: int) -> Iterator[list[Batch]]:
-        """From optimizer step `step` on: this rank's micro-batches of each step. Costs the same at any step. Ends an earlier call's iteration.
+        """From optimizer step `step` on: this rank's micro-batches of each step. Costs the same at any step.
+
+        A second call ends the first one's iteration.
 
         Raises:
             DataError: more bad samples than `data.max_bad_fraction`, or a source that cannot be read any more.
@@ -91,7 +92,9 @@ class TrainData:
         data = self._config.data
         workers = min(data.workers, len(self._slots[0]))
         prefetch = data.prefetch
-        feed = Feed(lambda w, n: self._parts(step, w, n), workers, prefetch, pin_memory=self._ranks.device.type == "cuda")
+        feed = Feed(
+            lambda w, n: self._parts(step, w, n), workers, prefetch, pin_memory=self._ranks.device.type == "cuda"
+        )
         self._feed = feed
         while self._feed is feed:
             yield [self._batch([next(feed) for _ in range(max(workers, 1))]) for _ in self._slots]
@@ -103,14 +106,17 @@ class TrainData:
             self._feed = None
 
     def _parts(self, step: int, worker: int, workers: int) -> Iterator[_Part]:
-        """In a loader process: its rows of every micro-batch. Rows are cut by lane, so that each worker, too, reads a few lanes in sequence."""
+        """In a loader process: its rows of every micro-batch.
+
+        Rows are cut by lane, so that each worker, too, reads a few lanes in sequence.
+        """
         config = self._config
-        order = Order(
-            [source.counts for source in self._sources], [source.weight for source in self._sources],
-            config.train.seed, config.data.lanes, config.data.shuffle_window,
-        )  # fmt: skip
+        counts, weights = zip(*((source.counts, source.weight) for source in self._sources), strict=True)
+        order = Order(counts, weights, config.train.seed, config.data.lanes, config.data.shuffle_window)
         crop = transforms.TrainCrop(config.model.image_size, config.data.augment)
-        reader = Reader(self._sources, config.data, config.data.index_dir, crop, self._others, open_indexes=config.data.lanes + 8)
+        reader = Reader(
+            self._sources, config.data, config.data.index_dir, crop, self._others, open_indexes=config.data.lanes + 8
+        )
         while True:
             for slots in self._slots:
                 mine = slots[len(slots) * worker // workers : len(slots) * (worker + 1) // workers]
@@ -135,7 +141,7 @@ class TrainData:
         return Batch({"image": image, "text": text.to(device, non_blocking=True)}, ids, {"caption": captions})
 
     def _judge(self, read: int, bad: list[Bad]) -> None:
-        """Count and name; stop past the limit. One bad sample in the whole set is always let pass, however often it comes round."""
+        """Count and name; stop past the limit. A single bad sample is let pass, however often it comes round."""
         self._read += read
         for one in bad:
             self._bad_events += 1
@@ -147,15 +153,17 @@ class TrainData:
             return
         kinds = ", ".join(f"{count} {kind}" for kind, count in self._bad.most_common())
         raise DataError(
-            f"{len(self._bad_ids)} bad samples among {self._read} read on rank {self._ranks.rank}: {kinds}; the last is {bad[-1].id}: {bad[-1].reason}"
-            if bad else f"{len(self._bad_ids)} bad samples among {self._read} read",
+            f"{len(self._bad_ids)} bad samples among {self._read} read on rank {self._ranks.rank}: {kinds}",
             f"at most data.max_bad_fraction = {self._config.data.max_bad_fraction:g} of the samples may be unusable",
             "repair the shards (the log names each bad sample), or raise data.max_bad_fraction",
-        )  # fmt: skip
+        )
 
     def _limit(self) -> float:
-        """The allowed number of bad samples among those that this rank read. One of many ranks sees more than its share by chance: the margin is what
-        the unluckiest of them is expected to see, nothing for a single rank, and small against the mean in the long run."""
+        """The allowed number of bad samples among those that this rank read.
+
+        One of many ranks sees more than its share by chance. The margin is what the unluckiest of them is expected to
+        see: nothing for a single rank, and small against the mean in the long run.
+        """
         mean = self._config.data.max_bad_fraction * self._read
         return mean + math.sqrt(2 * mean * math.log(self._ranks.world_size))
 
@@ -176,15 +184,17 @@ def build_train_data(config: Config, ranks: Ranks, tokenize: Tokenize) -> TrainD
         needed = math.ceil(batch * source.weight / weights)
         if source.total < needed:
             raise DataError(
-                f"data.train {source.name} holds {source.total} samples in {len(source.shards)} shard(s), one global batch takes {needed} of them",
-                "no sample comes twice in one batch",
-                f"train.global_batch={max(1, batch * source.total // needed)} or less (data.lanes must divide it), or more data",
+                f"data.train {source.name} holds {source.total} samples in {len(source.shards)} shard(s), "
+                f"one global batch takes {needed} of them",
+                "an epoch holds at least one global batch",
+                f"train.global_batch={max(1, batch * source.total // needed)} or less (a multiple of data.lanes), "
+                "or more data",
             )
     return TrainData(config, ranks, tokenize, sources)
 
 
 def _read_slot(reader: Reader, order: Order, position: int, bad: list[Bad]) -> Sample:
-    """The sample at a position, or the next good one that the order names for its slot: the same on any rank and worker."""
+    """The sample at a position, or the next good one that the order names for its slot, on any rank and worker."""
     seed = order.augmentation_seed(position)
     place = order.at(position)
     first = read_or_bad(reader, place, seed)

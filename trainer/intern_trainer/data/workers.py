@@ -35,13 +35,20 @@ class Parts(IterableDataset):
 class Feed:
     """The values of `Parts`, in order, from `workers` processes (0: from this one)."""
 
-    def __init__(self, make: Callable[[int, int], Iterator[Any]], workers: int, prefetch: int, pin_memory: bool = False) -> None:
+    def __init__(
+        self, make: Callable[[int, int], Iterator[Any]], workers: int, prefetch: int, pin_memory: bool = False
+    ) -> None:
         options: dict[str, Any] = {}
         if workers:
             options = {"prefetch_factor": prefetch, "worker_init_fn": _begin, "multiprocessing_context": "fork"}
         # a private generator: DataLoader draws a base seed at each start, which would move the run's random state
         loader = DataLoader(
-            Parts(make), batch_size=None, num_workers=workers, pin_memory=pin_memory, generator=torch.Generator(), **options
+            Parts(make),
+            batch_size=None,
+            num_workers=workers,
+            pin_memory=pin_memory,
+            generator=torch.Generator(),
+            **options,
         )
         _Parent.pid = os.getpid()
         self._values = iter(loader)

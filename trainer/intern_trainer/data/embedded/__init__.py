@@ -17,7 +17,9 @@ def shards(split: str) -> list[Path]:
         ConfigError: there is no such split.
     """
     if split not in SPLITS:
-        raise ConfigError(f"embedded:{split}", f"the embedded data has the splits {', '.join(SPLITS)}", "write embedded:train, say")
+        raise ConfigError(
+            f"embedded:{split}", f"the embedded data has the splits {', '.join(SPLITS)}", "write embedded:train, say"
+        )
     return sorted((Path(__file__).parent / "shards").glob(f"{split}-*.tar"))
 
 

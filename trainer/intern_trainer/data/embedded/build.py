@@ -4,7 +4,8 @@
     for f in openclipart-*.deb; do dpkg-deb -x $f openclipart; done
     python -m intern_trainer.data.embedded.build openclipart/usr/share/openclipart
 
-The same input and Pillow give the same bytes: pictures are chosen and split by rules and hashes, and tar headers carry no time or owner.
+The same input and Pillow give the same bytes: pictures are chosen and split by rules and hashes, and tar headers carry
+no time or owner.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def collect(root: Path) -> Iterator[Entry]:
 
 
 def split(entries: list[Entry]) -> dict[str, list[Entry]]:
-    """Train, validation and test by group of titles, stratified by category; one picture a group outside of training."""
+    """Train, validation and test by group of titles, stratified by category; one picture a group outside train."""
     by_group: dict[str, list[Entry]] = defaultdict(list)
     for entry in entries:
         by_group[entry.group].append(entry)
@@ -118,7 +119,7 @@ def _usable_size(png: Path) -> bool:
 
 
 def _encode(png: Path) -> bytes | None:
-    """The picture, cut to what is drawn, at most SIDE pixels, as WebP with alpha. None where nothing can be seen on white paper."""
+    """The picture, cut to what is drawn, as WebP with alpha, None where white paper shows nothing."""
     picture = Image.open(png).convert("RGBA")
     box = picture.getchannel("A").point(lambda a: 255 if a > 8 else 0).getbbox()
     if box is None:

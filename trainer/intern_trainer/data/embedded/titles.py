@@ -9,7 +9,7 @@ import html
 import re
 from dataclasses import dataclass, field
 
-# longest matching folder prefix wins; None: left out (folders without a common subject, brands, one theme repeated a thousand times)
+# longest matching folder prefix wins; None: left out (no common subject, brands, one theme repeated a thousand times)
 FOLDERS: dict[str, str | None] = {
     "animals": "animals",
     "animals/birds": "birds",
@@ -61,24 +61,27 @@ CATEGORIES = sorted({category for category in FOLDERS.values() if category})
 
 # a title that names a collection says nothing of the picture: the file name then does
 COLLECTION = re.compile(
-    r"clipart by|various clip|theme|etiquette|icon ?set|icons$|collection|symbol_signs|svg road|homes clipart|australian maps|"
-    r"sibmission|advertising|map symbols|simple arrows|^sallite|^people$|^card$|stick man|blueman|pc connectors|^untitled|^drawing$|"
-    r"openclipart|clip ?art|hash\(",
+    r"clipart by|various clip|theme|etiquette|icon ?set|icons$|collection|symbol_signs|svg road|homes clipart|"
+    r"australian maps|sibmission|advertising|map symbols|simple arrows|^sallite|^people$|^card$|stick man|blueman|"
+    r"pc connectors|^untitled|^drawing$|openclipart|clip ?art|hash\(",
     re.I,
 )
 # brands, mascots, software and organisations; and what does not belong into a set for everyone
 REFUSED = re.compile(
-    r"\b(tux|linux|debian|ubuntu|gnome|kde|gimp|inkscape|sodipodi|mozilla|firefox|windows|microsoft|xbox|nintendo|pacman|packman|tetris|"
-    r"apple computer|i?mac|ipod|macintosh|sun microsystems|cisco|alcatel|hp|ibm|dell|nokia|sprint|motorola|siemens|coca|cola|pepsi|heineken|"
-    r"starbucks|mcdonald\w*|ford|chevrolet|chevy|shelby|hummer|honda|toyota|bmw|mercedes|volkswagen|vespa|ferrari|porsche|fiat|lego|disney|mickey|"
-    r"simpsons?|gundam|beckham|lovely baby|cinderella|gokh?u|naruto|rubik\W?s|garfield|snoopy|batman|superman|pokemon|logos?|brand|trademark|wikipedia|google|skype|php|python|java|perl|bsd|unicef|"
-    r"sex\w*|nude|naked|porn|nazi\w*|hitler|swastika|ku klux|drugs?|marijuana|cannabis|hemp|terror\w*|bush|bin laden|organizations)\b",
+    r"\b(tux|linux|debian|ubuntu|gnome|kde|gimp|inkscape|sodipodi|mozilla|firefox|windows|microsoft|xbox|nintendo|pacman|"
+    r"packman|tetris|apple computer|i?mac|ipod|macintosh|sun microsystems|cisco|alcatel|hp|ibm|dell|nokia|sprint|"
+    r"motorola|siemens|coca|cola|pepsi|heineken|starbucks|mcdonald\w*|ford|chevrolet|chevy|shelby|hummer|honda|toyota|"
+    r"bmw|mercedes|volkswagen|vespa|ferrari|porsche|fiat|lego|disney|mickey|simpsons?|gundam|beckham|lovely baby|"
+    r"cinderella|gokh?u|naruto|rubik\W?s|garfield|snoopy|batman|superman|pokemon|logos?|brand|trademark|wikipedia|"
+    r"google|skype|php|python|java|perl|bsd|unicef|sex\w*|nude|naked|porn|nazi\w*|hitler|swastika|ku klux|drugs?|"
+    r"marijuana|cannabis|hemp|terror\w*|bush|bin laden|organizations)\b",
     re.I,
 )
 USELESS_WORDS = {
-    "", "unsorted", "hash", "11", "en", "clipart", "openclipart", "clip art", "architetto francesco rollandin", "icons", "icon", "theme",
-    "signs_and_symbols", "united_nations_member", "miscellany", "svg", "vector", "image", "picture", "sup", "bw", "appicon", "simple",
-}  # fmt: skip
+    *("", "unsorted", "hash", "11", "en", "clipart", "openclipart", "clip art", "architetto francesco rollandin"),
+    *("icons", "icon", "theme", "signs_and_symbols", "united_nations_member", "miscellany", "svg", "vector", "image"),
+    *("picture", "sup", "bw", "appicon", "simple"),
+}
 KEYWORDS_IN_CAPTION = 4
 
 
@@ -94,7 +97,8 @@ class Work:
 def read_work(path: str, svg: str) -> Work:
     """Title and keywords of the `cc:Work` record in an SVG's text."""
     found = re.search(r"<(?:cc:)?Work\b(.*?)</(?:cc:)?Work>", svg, re.S)
-    record = re.sub(r"<dc:(creator|rights|publisher|contributor)\b.*?</dc:\1>", "", found.group(1) if found else "", flags=re.S)
+    people = r"<dc:(creator|rights|publisher|contributor)\b.*?</dc:\1>"
+    record = re.sub(people, "", found.group(1) if found else "", flags=re.S)
     title = re.search(r"<dc:title[^>]*>(.*?)</dc:title>", record, re.S)
     keywords = re.findall(r"<rdf:li[^>]*>(.*?)</rdf:li>", record, re.S)
     return Work(path, _text(title.group(1)) if title else "", [_text(word).lower() for word in keywords])
@@ -120,7 +124,7 @@ def is_refused(work: Work) -> bool:
 
 
 def title(work: Work) -> str | None:
-    """A title of words: the artist's, or from the file name where that names only a collection. None where neither says anything."""
+    """A title of words: the artist's, or the file name's where that names a collection. None if neither has any."""
     for text in (work.title if not COLLECTION.search(work.title) else "", _from_file_name(work)):
         text = _tidy(text)
         if len(re.findall(r"[^\W\d_]{3,}", text)) and 3 <= len(text) <= 60:
@@ -131,12 +135,14 @@ def title(work: Work) -> str | None:
 def keywords(work: Work) -> list[str]:
     """The artist's keywords, without codes, names of folders and of people."""
     cleaned = [_tidy(word) for word in work.keywords if word not in USELESS_WORDS]
-    good = [w for w in cleaned if re.fullmatch(r"[^\W\d_][\w' -]{2,24}", w) and "hash" not in w and "rollandin" not in w]
+    good = [
+        w for w in cleaned if re.fullmatch(r"[^\W\d_][\w' -]{2,24}", w) and "hash" not in w and "rollandin" not in w
+    ]
     return sorted(set(good))[:12]
 
 
 def caption(title_: str, words: list[str], frequency: dict[str, int]) -> str:
-    """`title, keyword, ...`: the title and the keywords that it lacks, those first that many pictures share (they say what kind of thing it is)."""
+    """`title, keyword, ...`: keywords that the title lacks, the most common first (they say what kind it is)."""
     fresh = [word for word in words if word not in title_.lower()]
     chosen = sorted(fresh, key=lambda word: (-frequency[word], word))[:KEYWORDS_IN_CAPTION]
     return ", ".join([title_, *chosen])
@@ -166,6 +172,8 @@ def _tidy(text: str) -> str:
 def _from_file_name(work: Work) -> str:
     """Only collections name their files after the subject alone; elsewhere the name ends in the artist's, cut short."""
     name = work.path.rsplit("/", 1)[1]
-    name = re.sub(r"^(aiga|gnome|stock|mime|lemon|nps|\d+)[_-]+|_(nicu|juliane|architetto|jean)\w*.*$", "", name)
-    words = _words(name)
-    return words if re.search(r"clipart by|various|symbol_signs|svg road|etiquette|connectors|australian", work.title, re.I) else ""
+    words = _words(
+        re.sub(r"^(aiga|gnome|stock|mime|lemon|nps|\d+)[_-]+|_(nicu|juliane|architetto|jean)\w*.*$", "", name)
+    )
+    collections = r"clipart by|various|symbol_signs|svg road|etiquette|connectors|australian"
+    return words if re.search(collections, work.title, re.I) else ""
