@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from intern_trainer.batch import Batch
 from intern_trainer.engine import Engine, build_engine
+from intern_trainer.errors import EnvironmentFault
 from intern_trainer.optim import learning_rate
 from intern_trainer.ranks import Ranks
 from intern_trainer.tasks.contrastive import ContrastiveTask
@@ -42,6 +43,38 @@ def run_steps(
         norms.append(result.grad_norm)
         applied.append(result.applied)
     return {"losses": losses, "norms": norms, "applied": applied}
+
+
+def debug_config(case: dict[str, Any], world_size: int) -> Any:
+    """The real model at debug size."""
+    config = case_config(case, world_size)
+    model = {
+        "image": "metanet_debug",
+        "image_options": {"drop_path_rate": 0.0},
+        "image_size": 32,
+        "embed_dim": 32,
+        "text": {"width": 32, "layers": 2, "heads": 2, "context_length": 16},
+    }
+    return make_config(**{**config.model_dump(exclude={"data", "evaluate", "model", "init"}), "model": model})
+
+
+def debug_batch(step: int, micro: int, size: int) -> dict[str, torch.Tensor]:
+    """Noise and random words that end as the tokenizer ends them (the text tower pools at the largest id)."""
+    generator = torch.Generator().manual_seed(1000 * step + micro)
+    text = torch.randint(1, 49000, (size, 16), generator=generator)
+    text[:, -1] = 49407
+    return {"image": torch.randn(size, 3, 32, 32, generator=generator), "text": text}
+
+
+def debug_parity(ranks: Ranks, cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """As `parity`, for the real two towers and their task."""
+    results = []
+    for case in cases:
+        config = debug_config(case, ranks.world_size)
+        engine = build_engine(config, ranks, ContrastiveTask(config, ranks).build_model)
+        results.append(run_steps(engine, config, ranks, case["accumulation"], range(case["steps"]), debug_batch))
+        engine.close()
+    return results
 
 
 def case_config(case: dict[str, Any], world_size: int, global_batch: int = 8) -> Any:
@@ -155,3 +188,11 @@ def read_state(ranks: Ranks, payload: dict[str, Any]) -> list[dict[str, Any]]:
         results.append({"losses": losses, "changed": changed, "raw": raw, "average": average})
         engine.close()
     return results
+
+
+def fp16_message(ranks: Ranks, payload: None) -> str:
+    try:
+        build_engine(case_config({"stage": 1, "precision": "fp16"}, ranks.world_size), ranks, Towers)
+    except EnvironmentFault as error:
+        return str(error)
+    return ""

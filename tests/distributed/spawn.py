@@ -2,8 +2,9 @@
 
     results = run_ranks("tests.distributed.zero_worker:cases", ranks=2, payload={"stages": [0, 3]}, timeout=120)
 
-Starting up costs more than a small case, so a function should run many cases in its one process group. The payload and the results are JSON values.
-A rank that fails ends all others, and its traceback becomes the test's failure; a rank that hangs shows its stacks and is ended at the timeout.
+Starting up costs more than a small case, so a function should run many cases in its one process group. The payload
+and the results are JSON values. A rank that fails ends all others, and its traceback becomes the test's failure; a
+rank that hangs shows its stacks and is ended at the timeout.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
 def run_ranks(
     target: str, ranks: int, payload: Any = None, timeout: float = 120, environment: dict[str, str] | None = None
 ) -> list[Any]:
-    """Call `function(ranks: Ranks, payload)` of `target` ("package.module:function") on every rank; what they return, in rank order.
+    """Call `function(ranks: Ranks, payload)` of `target` ("package.module:function") on every rank; what they return,
+    in rank order.
 
     Raises:
         RanksFailed: a rank raised, died, or had not finished after `timeout` seconds.

@@ -34,12 +34,14 @@ def test_a_parameter_without_dimensions_is_named(sprung: dict[str, Any]) -> None
     messages = sprung["scalar_parameter"]
     assert len(messages) == 4
     for message in messages.values():
-        assert "`temperature`" in message
+        assert "no dimensions (shape ()): parameter `temperature`" in message
         assert "shape (1,)" in message
 
 
 def test_initial_weights_are_exact_in_every_stage_and_precision(sprung: dict[str, Any]) -> None:
-    assert sprung["initial_weights"] == {f"{stage}-{precision}": [] for precision in ("fp32", "bf16") for stage in range(4)}
+    assert sprung["initial_weights"] == {
+        f"{stage}-{precision}": [] for precision in ("fp32", "bf16") for stage in range(4)
+    }
 
 
 def test_unused_parameters_get_no_stale_gradients(sprung: dict[str, Any]) -> None:
@@ -68,7 +70,11 @@ def test_torchs_batch_norms_train_in_bf16_and_over_ranks_on_the_cpu(sprung: dict
         assert result["dtypes"] == ["torch.float32"]
         assert result["losses"] == pytest.approx(exact["losses"], rel=1e-5 if name.endswith("fp32") else 2e-2), name
         for key, values in result["running"].items():
-            assert values == pytest.approx(exact["running"][key], rel=1e-4 if name.endswith("fp32") else 5e-2, abs=5e-2), (name, key)
+            assert values == pytest.approx(
+                exact["running"][key],
+                rel=1e-4 if name.endswith("fp32") else 1e-2,
+                abs=1e-6 if name.endswith("fp32") else 1e-3,
+            ), (name, key)
 
 
 def test_gradients_that_are_not_finite_change_nothing(sprung: dict[str, Any]) -> None:
@@ -78,7 +84,8 @@ def test_gradients_that_are_not_finite_change_nothing(sprung: dict[str, Any]) ->
         assert result["norms"] == [[False, False], [False, False]], name
         assert result["unchanged"] == [True, True], name
         untouched, *others = result["losses"]
-        assert others == [untouched, untouched], name
+        for other in others:  # the running statistics, about which sums are taken, have seen one batch more
+            assert other == pytest.approx(untouched, rel=1e-6), name
 
 
 def test_the_average_is_right_and_leaves_the_weights_as_they_are(sprung: dict[str, Any]) -> None:
@@ -99,7 +106,11 @@ print(json.dumps(parity(init_ranks(), [{"stage": 0, "steps": 1}, {"stage": 3, "s
 
 
 def test_nothing_is_compiled_at_the_start(tmp_path: Path) -> None:
-    environment = rank_environment(0, 1, 0) | {"PATH": str(tmp_path), "TORCH_EXTENSIONS_DIR": str(tmp_path), "CXX": "false"}
+    environment = rank_environment(0, 1, 0) | {
+        "PATH": str(tmp_path),
+        "TORCH_EXTENSIONS_DIR": str(tmp_path),
+        "CXX": "false",
+    }
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):  # as `python trainer/run.py` has it
         environment.pop(name)
     command = [sys.executable, "-c", TRAIN_WITHOUT_A_COMPILER]

@@ -35,7 +35,9 @@ class Mixer(nn.Module):
 
 
 class Towers(nn.Module):
-    """Convolutions (full, strided, depthwise), batch norm, attention, embedding; a parent that initialises its children's weights."""
+    """Convolutions (full, strided, depthwise), batch norm, attention, embedding; a parent that initialises its
+    children's weights.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,7 +103,8 @@ def make_config(**sections: dict[str, Any]) -> Config:
 def train_plainly(
     config: Config, accumulation: int, steps: int, build: Any = Towers, make_batch: Any = batch
 ) -> tuple[list[float], list[float]]:
-    """Losses and gradient norms of one PyTorch process that sees the whole global batch, without DeepSpeed and without our engine.
+    """Losses and gradient norms of one PyTorch process that sees the whole global batch, without DeepSpeed and
+    without our engine.
 
     In bf16 the model is rounded from fp32 masters before each step, and the masters are updated with its gradients.
     """

@@ -51,9 +51,13 @@ def initial_weights(ranks: Ranks) -> dict[str, list[str]]:
     wrong = {}
     for precision in ("fp32", "bf16"):
         for stage in STAGES:
-            engine = build_engine(case_config({"stage": stage, "precision": precision}, ranks.world_size), ranks, Towers)
+            engine = build_engine(
+                case_config({"stage": stage, "precision": precision}, ranks.world_size), ranks, Towers
+            )
             state = dict(engine.gathered_state_dict())
-            wrong[f"{stage}-{precision}"] = [name for name, value in plain.items() if not torch.equal(state[name], value)]
+            wrong[f"{stage}-{precision}"] = [
+                name for name, value in plain.items() if not torch.equal(state[name], value)
+            ]
             engine.close()
     return wrong
 
@@ -137,7 +141,9 @@ def foreign_batch_norms(ranks: Ranks) -> dict[str, Any]:
 
 
 def not_finite(ranks: Ranks) -> dict[str, Any]:
-    """One rank's gradients are NaN (or inf) in step 2: nothing may change; afterwards training goes on as if nothing had been."""
+    """One rank's gradients are NaN (or inf) in step 2: nothing may change; afterwards training goes on as if nothing
+    had been.
+    """
     results = {}
     cases: list[dict[str, Any]] = [{"stage": s, "precision": p} for p in ("fp32", "bf16") for s in STAGES]
     cases += [{"stage": s, "precision": "bf16", "zero": OFFLOAD} for s in (1, 3)]
@@ -155,11 +161,18 @@ def not_finite(ranks: Ranks) -> dict[str, Any]:
                 result = engine.step(1.0)
                 norms.append([math.isfinite(result.grad_norm), result.applied])
                 after, _ = collect(engine, ranks)
-                statistics = {("buffer", n) for n in ("stem_norm.running_mean", "stem_norm.running_var", "stem_norm.num_batches_tracked")}
+                statistics = {
+                    ("buffer", n)
+                    for n in ("stem_norm.running_mean", "stem_norm.running_var", "stem_norm.num_batches_tracked")
+                }
                 unchanged.append(all(torch.equal(before[key], after[key]) for key in before.keys() - statistics))
             losses.append(run_steps(engine, config, ranks, 1, range(2, 4))["losses"])
             engine.close()
-        results["-".join(str(value) for value in case.values())] = {"losses": losses, "norms": norms, "unchanged": unchanged}
+        results["-".join(str(value) for value in case.values())] = {
+            "losses": losses,
+            "norms": norms,
+            "unchanged": unchanged,
+        }
     return results
 
 

@@ -19,12 +19,14 @@ def seed_all(seed: int) -> None:
 
 
 def seed_of_rank(config: Config, rank: int) -> int:
-    """Seed of one rank's dropout and stochastic depth; different on each rank, and none is the seed that weights are made with."""
+    """Seed of one rank's dropout and stochastic depth; different on each rank, and none is the seed that weights are
+    made with.
+    """
     return config.train.seed * 1_000_003 + 1 + rank
 
 
 def set_deterministic(config: Config) -> None:
-    """`train.deterministic`: only deterministic algorithms; an operation that has none raises an error that names it."""
+    """`train.deterministic`: only deterministic algorithms; an operation without one raises an error that names it."""
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS demands it; read when its handle is made
         torch.backends.cudnn.benchmark = False

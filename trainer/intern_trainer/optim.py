@@ -14,13 +14,14 @@ from intern_trainer.config.schema import Config, Optim
 def parameter_groups(model: nn.Module, config: Config) -> list[dict[str, Any]]:
     """Trainable parameters in at most two groups, `decay` and `no_decay`, for a torch optimizer.
 
-    No weight decay: parameters of fewer than two dimensions (norms, biases, logit scale) and those that the model's `no_weight_decay()` names
-    (such as XCA's temperature and layer scale).
+    No weight decay: parameters of fewer than two dimensions (norms, biases, logit scale) and those that the model's
+    `no_weight_decay()` names (such as XCA's temperature and layer scale).
 
     Returns:
         groups with the keys `name`, `params`, `names`, `weight_decay`; none is empty.
     """
-    exempt: set[str] = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
+    named: Any = getattr(model, "no_weight_decay", set)
+    exempt: set[str] = set(named())
     decay: dict[str, Any] = {"name": "decay", "params": [], "names": [], "weight_decay": config.optim.weight_decay}
     no_decay: dict[str, Any] = {"name": "no_decay", "params": [], "names": [], "weight_decay": 0.0}
     for name, parameter in model.named_parameters():
@@ -49,7 +50,9 @@ def describe_groups(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def learning_rate(step: int, config: Config) -> float:
-    """Learning rate of optimizer step `step` (the first is 0): linear warm-up from 0, then a half cosine down to `min_lr`, or constant."""
+    """Learning rate of optimizer step `step` (the first is 0): linear warm-up from 0, then a half cosine down to
+    `min_lr`, or constant.
+    """
     optim: Optim = config.optim
     schedule = optim.schedule
     if step < schedule.warmup_steps:

@@ -1,7 +1,8 @@
 """The unit in which an engine gives its state to a checkpoint, and takes it back.
 
-A slice is a contiguous piece of one flattened tensor, addressed by what it is, the parameter's (or buffer's) name in the model, and its place.
-Nothing in it depends on the ZeRO stage or the number of ranks that it came from, so any layout can read what any other wrote.
+A slice is a contiguous piece of one flattened tensor, addressed by what it is, the parameter's (or buffer's) name in
+the model, and its place. Nothing in it depends on the ZeRO stage or the number of ranks that it came from, so any
+layout can read what any other wrote.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ BUFFER = "buffer"
 EMA = "ema"
 """fp32 exponential moving average of trainable parameters."""
 OPTIM = "optim."
-"""Prefix of the optimizer's states of trainable parameters: `optim.exp_avg`, `optim.exp_avg_sq`, `optim.momentum_buffer`."""
+"""Prefix of the optimizer's states of trainable parameters: `optim.exp_avg`, `optim.exp_avg_sq`,
+`optim.momentum_buffer`.
+"""
 
 Read = Callable[[str, str, int, int], Tensor]
-"""`read(kind, name, start, length)`: that piece of the flattened full tensor, 1-D, on the CPU, in the type it was saved in. Raises `KeyError`
-for a kind and name that are not there."""
+"""`read(kind, name, start, length)`: that piece of the flattened full tensor, 1-D, on the CPU, in the type it was
+saved in. Raises `KeyError` for a kind and name that are not there."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,6 @@
-"""DeepSpeed's own file, `--ds_config`: checked by itself, compared with the recipe, and completed into what DeepSpeed gets."""
+"""DeepSpeed's own file, `--ds_config`: checked by itself, compared with the recipe, and completed into what DeepSpeed
+gets.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def asked_stage(config: Config) -> int:
 
 
 def zero_stage(config: Config) -> int:
-    """The ZeRO stage that runs: half precision at ZeRO-0 runs as ZeRO-1, because DeepSpeed's own half-precision ZeRO-0 is less exact."""
+    """The ZeRO stage that runs: half precision at ZeRO-0 runs as ZeRO-1, because DeepSpeed's own half-precision ZeRO-0
+    is less exact.
+    """
     asked = asked_stage(config)
     return 1 if asked == 0 and config.train.precision != "fp32" else asked
 
@@ -36,8 +40,8 @@ def zero_stage(config: Config) -> int:
 def stage_note(config: Config) -> str:
     """Why the stage that runs is not the one asked for."""
     return (
-        f"train.precision={config.train.precision} at ZeRO-0 runs as ZeRO-{zero_stage(config)}: the same arithmetic with fp32 masters shared out "
-        "over the ranks; DeepSpeed's half-precision ZeRO-0 is measurably less exact"
+        f"train.precision={config.train.precision} at ZeRO-0 runs as ZeRO-{zero_stage(config)}: the same arithmetic "
+        "with fp32 masters shared out over the ranks; DeepSpeed's half-precision ZeRO-0 is measurably less exact"
     )
 
 
@@ -94,9 +98,10 @@ def _batch(ds: dict[str, Any], config: Config, world_size: int) -> Iterator[Conf
 
 
 def _clipping(ds: dict[str, Any], config: Config) -> Iterator[ConfigError]:
-    if ds.get("gradient_clipping", "auto") not in ("auto", config.optim.clip_grad_norm):
+    ours = config.optim.clip_grad_norm
+    if ds.get("gradient_clipping", "auto") not in ("auto", ours):
         yield ConfigError(
-            f"ds_config gradient_clipping is {ds['gradient_clipping']}, and optim.clip_grad_norm is {config.optim.clip_grad_norm}",
+            f"ds_config gradient_clipping is {ds['gradient_clipping']}, and optim.clip_grad_norm is {ours}",
             "clipping lives in the recipe; a ds_config that also sets it must agree",
             f"remove gradient_clipping from the ds_config, or optim.clip_grad_norm={ds['gradient_clipping']}",
         )
@@ -199,9 +204,10 @@ def _schedule(scheduler: dict[str, Any], config: Config) -> Iterator[ConfigError
         )
         return
     for key, value in scheduler.get("params", {}).items():
-        if value not in ("auto", ours.get(key)):
+        expected = ours.get(key)
+        if value not in ("auto", expected):
             yield ConfigError(
-                f"ds_config scheduler.params.{key} is {json.dumps(value)}, and the recipe has {json.dumps(ours.get(key))}",
+                f"ds_config scheduler.params.{key} is {json.dumps(value)}, and the recipe has {json.dumps(expected)}",
                 _SCHEDULE_RULE,
                 "remove the scheduler from the ds_config",
             )

@@ -1,6 +1,8 @@
-"""What may stand in a ds_config: DeepSpeed 0.19.8's keys (`ds_keys.json`, compared with the installed DeepSpeed by a test), less those refused here.
+"""What may stand in a ds_config: DeepSpeed 0.19.8's keys (`ds_keys.json`, compared with the installed DeepSpeed by a
+test), less those refused here.
 
-DeepSpeed takes most unknown keys in silence; a misspelt `zero_optimisation` trains at stage 0. Here every key is known, or an error.
+DeepSpeed takes most unknown keys in silence; a misspelt `zero_optimisation` trains at stage 0. Here every key is
+known, or an error.
 """
 
 from __future__ import annotations
@@ -29,7 +31,10 @@ REFUSED_KEYS: dict[str, tuple[str, str]] = {
     "use_data_before_expert_parallelism": (_PARALLEL, "remove it"),
     "torch_autocast": ("precision is train.precision", "remove it, and set train.precision=bf16"),
     "activation_checkpointing": (_ELSEWHERE, "remove it"),
-    "checkpoint": ("checkpoints are our own and load into any ZeRO stage and world size", "remove it; see checkpoint.* of the recipe"),
+    "checkpoint": (
+        "checkpoints are our own and load into any ZeRO stage and world size",
+        "remove it; see checkpoint.* of the recipe",
+    ),
     "aio": ("it serves NVMe offload, which is not supported", "remove it"),
     "compile": ("DeepCompile is not used, the block would have no effect", "remove it"),
     "autotuning": (_ELSEWHERE, "remove it"),
@@ -41,17 +46,22 @@ REFUSED_KEYS: dict[str, tuple[str, str]] = {
     "comet": ("trackers are set in the recipe", "remove it, and set log.wandb={project: NAME}"),
     "weight_quantization": ("it is for inference", "remove it"),
     "datastates_ckpt": ("checkpoints are our own", "remove it"),
-    **{
-        key: (_REMOVED, "remove it")
-        for key in (
-            "nebula", "compression_training", "quantize_training", "sparse_gradients", "eigenvalue", "sparse_attention",
-            "graph_harvesting", "curriculum_learning", "progressive_layer_drop",
-        )
-    },
+    "nebula": (_REMOVED, "remove it"),
+    "compression_training": (_REMOVED, "remove it"),
+    "quantize_training": (_REMOVED, "remove it"),
+    "sparse_gradients": (_REMOVED, "remove it"),
+    "eigenvalue": (_REMOVED, "remove it"),
+    "sparse_attention": (_REMOVED, "remove it"),
+    "graph_harvesting": (_REMOVED, "remove it"),
+    "curriculum_learning": (_REMOVED, "remove it"),
+    "progressive_layer_drop": (_REMOVED, "remove it"),
     "bfloat16": ("it is the old name of bf16", 'call it "bf16", or remove it and set train.precision=bf16'),
     "amp": (_REMOVED, "remove it, and set train.precision=bf16"),
     "elasticity": (_REMOVED, "remove it; a run resumes on any number of ranks that divides the global batch"),
-    "zero_optimization.mics_shard_size": (_REMOVED + " (MiCS)", 'shard within a node by "zero_hpz_partition_size": GPUS_PER_NODE at stage 3'),
+    "zero_optimization.mics_shard_size": (
+        _REMOVED + " (MiCS)",
+        'shard within a node by "zero_hpz_partition_size": GPUS_PER_NODE at stage 3',
+    ),
     "zero_optimization.mics_hierarchical_params_gather": (
         _REMOVED + " (MiCS)",
         'gather within a node by "zero_hpz_partition_size": GPUS_PER_NODE at stage 3',
@@ -59,13 +69,25 @@ REFUSED_KEYS: dict[str, tuple[str, str]] = {
     "zero_optimization.zeropp_loco_param": (_REMOVED, "remove it"),
     "zero_optimization.cpu_offload": ("it is deprecated", 'use "offload_optimizer": {"device": "cpu"}'),
     "zero_optimization.cpu_offload_param": ("it is deprecated", 'use "offload_param": {"device": "cpu"}'),
-    "zero_optimization.cpu_offload_use_pin_memory": ("it is deprecated", 'use "pin_memory" inside of offload_optimizer or offload_param'),
-    "zero_optimization.stage3_gather_fp16_weights_on_model_save": (_ELSEWHERE, "remove it; `intern-trainer export` writes whole weights"),
+    "zero_optimization.cpu_offload_use_pin_memory": (
+        "it is deprecated",
+        'use "pin_memory" inside of offload_optimizer or offload_param',
+    ),
+    "zero_optimization.stage3_gather_fp16_weights_on_model_save": (
+        _ELSEWHERE,
+        "remove it; `intern-trainer export` writes whole weights",
+    ),
     "zero_optimization.zenflow": ("its optimizer keeps state where our checkpoints do not see it", "remove it"),
-    "zero_optimization.zero_quantized_nontrainable_weights": ("frozen weights are saved and evaluated as they are", "remove it"),
-    "zero_optimization.offload_optimizer.super_offload": ("its optimizer keeps state where our checkpoints do not see it", "remove it"),
+    "zero_optimization.zero_quantized_nontrainable_weights": (
+        "frozen weights are saved and evaluated as they are",
+        "remove it",
+    ),
+    "zero_optimization.offload_optimizer.super_offload": (
+        "its optimizer keeps state where our checkpoints do not see it",
+        "remove it",
+    ),
     "data_types.buffer_dtype": ("running statistics stay in fp32", "remove it"),
-}  # fmt: skip
+}
 """Keys that DeepSpeed knows, or knew, and that a run here cannot have: the rule, and what to do."""
 
 REFUSED_VALUES: dict[str, tuple[Any, str, str]] = {
@@ -92,12 +114,23 @@ REFUSED_VALUES: dict[str, tuple[Any, str, str]] = {
 }
 
 AUTO = {
-    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
-    "fp16.enabled", "bf16.enabled",
-}  # fmt: skip
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "fp16.enabled",
+    "bf16.enabled",
+}
 """Where "auto" is taken to mean: as our configuration says."""
 
-_PYTHON = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,), "list": (list,), "dict": (dict,)}
+_PYTHON: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "str": (str,),
+    "list": (list,),
+    "dict": (dict,),
+}
 _IN_WORDS = {
     "int": "a whole number",
     "float": "a number",
@@ -173,8 +206,10 @@ def _fits(value: Any, leaf: str | list[str]) -> bool:
         value = int(value)  # bucket sizes are written as 5e8
     if not isinstance(value, _PYTHON[kind]) or (isinstance(value, bool) and kind != "bool"):
         return False
-    limit = float(bound.strip(">=")) if bound else 0.0
-    return not bound or value > limit or (bound.startswith(">=") and value == limit)
+    if not bound:
+        return True
+    number, limit = float(value), float(bound.strip(">="))  # type: ignore[arg-type]  # a number, by the line above
+    return number > limit or (bound.startswith(">=") and number == limit)
 
 
 def _describe(leaf: str | list[str]) -> str:

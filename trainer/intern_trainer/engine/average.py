@@ -9,9 +9,11 @@ from torch import Tensor
 
 
 class Average:
-    """`average <- d * average + (1 - d) * master` after each applied step, with d = min(decay, (1 + n) / (10 + n)) for the n-th update.
+    """`average <- d * average + (1 - d) * master` after each applied step, with d = min(decay, (1 + n) / (10 + n))
+    for the n-th update.
 
-    The smaller decay at the start (as TensorFlow's ExponentialMovingAverage has it) lets the average forget the random initial weights.
+    The smaller decay at the start (as TensorFlow's ExponentialMovingAverage has it) lets the average forget the
+    random initial weights.
     """
 
     def __init__(self, masters: Sequence[Tensor], decay: float) -> None:

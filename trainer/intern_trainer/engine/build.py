@@ -16,7 +16,7 @@ from intern_trainer.engine.engine import Engine
 from intern_trainer.engine.layout import layout_of
 from intern_trainer.engine.optimizers import build_optimizer
 from intern_trainer.engine.runtime import load_deepspeed
-from intern_trainer.errors import EnvironmentFault
+from intern_trainer.errors import ConfigErrors, EnvironmentFault
 from intern_trainer.optim import describe_groups, parameter_groups
 from intern_trainer.ranks import Ranks
 
@@ -26,16 +26,21 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def build_engine(config: Config, ranks: Ranks, build: Build) -> Engine:
     """Make the model and everything that trains it. Collective.
 
-    The weights are those that `build` makes under the seed `train.seed`, the same for every ZeRO stage, precision and number of ranks; afterwards
-    each rank's generators get a seed of their own.
+    The weights are those that `build` makes under the seed `train.seed`, the same for every ZeRO stage, precision and
+    number of ranks; afterwards each rank's generators get a seed of their own.
 
     Args:
         config: the run's configuration. ranks: from `init_ranks`; DeepSpeed adopts its process group.
-        build: makes the model with its frozen parameters marked. With ZeRO-3 it is called on the meta device on all ranks but the first.
+        build: makes the model with its frozen parameters marked. With ZeRO-3 it is called on the meta device on all
+            ranks but the first.
 
     Raises:
-        ConfigError, EnvironmentFault: the model, the precision or the optimizer cannot be had here.
+        ConfigErrors, ConfigError, EnvironmentFault: the ds_config, the model, the precision or the optimizer cannot
+            be had here.
     """
+    disagreements = ds.agree(config.ds, config, ranks.world_size)
+    if disagreements:
+        raise ConfigErrors(disagreements)
     deepspeed = load_deepspeed()
     _check_precision(config, ranks)
     set_deterministic(config)

@@ -1,4 +1,6 @@
-"""Making the model: whole on every rank, or sharded from the start (ZeRO-3). Either way its fp32 weights are kept exact."""
+"""Making the model: whole on every rank, or sharded from the start (ZeRO-3). Either way its fp32 weights are kept
+exact.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from intern_trainer.ranks import Ranks
 
 Build = Callable[[], nn.Module]
 Shards = dict[str, tuple[int, Tensor]]
-"""By parameter name: the place of this rank's first element in the flattened parameter, and the fp32 elements from there on."""
+"""By parameter name: the place of this rank's first element in the flattened parameter, and the fp32 elements from
+there on.
+"""
 
 
 def build_model(build: Build, ranks: Ranks, on_meta: bool = False) -> nn.Module:
@@ -39,16 +43,19 @@ def build_model(build: Build, ranks: Ranks, on_meta: bool = False) -> nn.Module:
 
 
 def whole_weights(model: nn.Module) -> Shards:
-    """The fp32 weights of trainable parameters as they are before the engine rounds them. Not a copy: the engine replaces the tensors."""
+    """The fp32 weights of trainable parameters as they are before the engine rounds them. Not a copy: the engine
+    replaces the tensors.
+    """
     return {name: (0, p.detach().float().reshape(-1)) for name, p in model.named_parameters() if p.requires_grad}
 
 
 def shard(model: nn.Module, ds_config: dict[str, Any], dtype: torch.dtype, ranks: Ranks) -> Shards:
     """Divide the model's parameters among the ranks by `zero.Init`, one after another, from the weights of rank 0.
 
-    Rank 0 holds the model in host memory, the others on the meta device; no accelerator ever holds more than its shards and one parameter.
-    DeepSpeed's own way, building under `with zero.Init()`, loses what a parent's constructor initialises after its children are sharded, makes other
-    random weights than an unsharded build, and rounds them to `dtype` before the fp32 masters are taken.
+    Rank 0 holds the model in host memory, the others on the meta device; no accelerator ever holds more than its
+    shards and one parameter. DeepSpeed's own way, building under `with zero.Init()`, loses what a parent's
+    constructor initialises after its children are sharded, makes other random weights than an unsharded build, and
+    rounds them to `dtype` before the fp32 masters are taken.
 
     Returns:
         this rank's shards in fp32, from before the rounding.

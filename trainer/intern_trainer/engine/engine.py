@@ -1,4 +1,6 @@
-"""The engine that the loop, the checkpoint and the evaluation see: DeepSpeed under every ZeRO stage, with its traps closed."""
+"""The engine that the loop, the checkpoint and the evaluation see: DeepSpeed under every ZeRO stage, with its traps
+closed.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ from intern_trainer.slices import Read, Slice
 
 @dataclass(frozen=True)
 class StepResult:
-    """Global gradient norm before clipping (not finite where the gradients are not), and whether the update was made."""
+    """Global gradient norm before clipping (not finite where the gradients are not); was the update made?"""
 
     grad_norm: float
     applied: bool
@@ -31,8 +33,9 @@ class StepResult:
 class Engine:
     """One model in training. Made by `build_engine`.
 
-    A step is `accumulation` times forward and `backward`, then `step`. No update is ever made with gradients that are not finite: `step` then returns
-    `applied=False` in every stage and precision, and the weights, moments and average are as before (in fp16 the loss scale falls).
+    A step is `accumulation` times forward and `backward`, then `step`. No update is ever made with gradients that are
+    not finite: `step` then returns `applied=False` in every stage and precision, and the weights, moments and average
+    are as before (in fp16 the loss scale falls).
 
     Attributes:
         module: the bare model. facts: what was built (ZeRO stage that runs, parameters, groups, notes for the log).
@@ -69,14 +72,18 @@ class Engine:
         return self._ds.optimizer
 
     def __call__(self, **tensors: Tensor) -> Any:
-        """The model's output. Floating tensors are taken to the precision of the run; statistics and losses stay the caller's to keep in fp32."""
+        """The model's output. Floating tensors are taken to the precision of the run; statistics and losses stay the
+        caller's to keep in fp32.
+        """
         if not self._step_begun and self.module.training and torch.is_grad_enabled():
             self._begin_step()
         cast = {name: t.to(self._dtype) if t.is_floating_point() else t for name, t in tensors.items()}
         return self._ds(**cast)
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of one micro-batch; `loss` is the mean over its samples, and is divided by the accumulation here."""
+        """Add the gradients of one micro-batch; `loss` is the mean over its samples, and is divided by the
+        accumulation here.
+        """
         self._ds.backward(loss)
         self._micro_batches += 1
         if not self._ds.is_gradient_accumulation_boundary():
@@ -86,7 +93,8 @@ class Engine:
         """Clip and update, after the last micro-batch of a step. Collective.
 
         Raises:
-            TrainingError: fp16's loss scale has fallen to its minimum; parameters were unfrozen after the engine was built; ranks ran different modules.
+            TrainingError: fp16's loss scale has fallen to its minimum; parameters were unfrozen after the engine was
+                built; ranks ran different modules.
         """
         expected = self._ds.gradient_accumulation_steps()
         assert self._micro_batches == expected, f"step after {self._micro_batches} of {expected} micro-batches"
@@ -109,7 +117,9 @@ class Engine:
 
     @contextmanager
     def weights(self, kind: Literal["ema", "raw"]) -> Iterator[None]:
-        """Inside, the model computes with the average's weights (`ema`), or its own (`raw`). Collective. Afterwards all is as before, to the bit."""
+        """Inside, the model computes with the average's weights (`ema`), or its own (`raw`). Collective. Afterwards
+        all is as before, to the bit.
+        """
         if kind == "raw":
             yield
             return
@@ -132,7 +142,9 @@ class Engine:
         self._averaged = not self._averaged
 
     def gathered_state_dict(self) -> Iterator[tuple[str, Tensor]]:
-        """Names and full tensors of the model's state dict, one at a time, on the CPU; parameters in fp32, buffers as they are. Collective."""
+        """Names and full tensors of the model's state dict, one at a time, on the CPU; parameters in fp32, buffers as
+        they are. Collective.
+        """
         layout = self.layout
         trained = _by_name(layout.pieces)
         frozen = _by_name(layout.frozen_pieces)
@@ -175,7 +187,9 @@ class Engine:
         transfer.load(self, read, scalars)
 
     def load_weights(self, read: Read) -> None:
-        """Start from other weights: parameters (kind `param`, frozen ones as well) and buffers. The average begins again at them. Collective."""
+        """Start from other weights: parameters (kind `param`, frozen ones as well) and buffers. The average begins
+        again at them. Collective.
+        """
         self._refuse_averaged("loaded")
         transfer.load_weights(self, read)
 
@@ -189,13 +203,11 @@ class Engine:
         )
 
     def _begin_step(self) -> None:
-        if self._stage == 3:
-            guards.forget_old_gradients(self.zero_optimizer)
+        guards.forget_old_gradients(self.zero_optimizer, self._stage)
         self._step_begun = True
 
     def _step_zero(self) -> StepResult:
-        if self._stage == 3 and self.zero_optimizer.offload_optimizer:
-            guards.collect_offloaded_gradients(self.zero_optimizer)
+        guards.collect_offloaded_gradients(self.zero_optimizer, self._stage)
         try:
             self._ds.step()
         except Exception as error:

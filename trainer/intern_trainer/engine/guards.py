@@ -13,18 +13,22 @@ from intern_trainer.errors import ConfigError, TrainingError
 
 
 def refuse_scalar_parameters(model: nn.Module) -> None:
-    """DeepSpeed broadcasts parameters as bytes and dies on one without dimensions, in words that name neither it nor the reason."""
+    """DeepSpeed broadcasts parameters as bytes and dies on one without dimensions, in words that name neither it nor
+    the reason.
+    """
     names = [name for name, parameter in model.named_parameters() if parameter.ndim == 0]
     if names:
         raise ConfigError(
-            f"parameter{'s' if len(names) > 1 else ''} {', '.join(f'`{name}`' for name in names)} without dimensions (shape ())",
+            f"no dimensions (shape ()): parameter {', '.join(f'`{name}`' for name in names)}",
             "DeepSpeed cannot share a 0-dim parameter among ranks",
             "give it the shape (1,) in the model: nn.Parameter(torch.zeros(1))",
         )
 
 
 class FrozenSet:
-    """What was frozen when the engine was built stays frozen: DeepSpeed never trains a parameter that is unfrozen later, and says nothing."""
+    """What was frozen when the engine was built stays frozen: DeepSpeed never trains a parameter that is unfrozen
+    later, and says nothing.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self._flags = [(name, parameter, parameter.requires_grad) for name, parameter in model.named_parameters()]
@@ -33,8 +37,8 @@ class FrozenSet:
         changed = [name for name, parameter, flag in self._flags if parameter.requires_grad != flag]
         if changed:
             raise TrainingError(
-                f"requires_grad changed after the engine was built, for {len(changed)} parameter(s) such as `{changed[0]}`",
-                "DeepSpeed divides the trained parameters among ranks once; one that is unfrozen later is never trained",
+                f"requires_grad of {len(changed)} parameter(s) such as `{changed[0]}` changed after the engine was built",
+                "DeepSpeed divides what is trained among ranks once; a parameter unfrozen later is never trained",
                 "choose by model.freeze, and start each phase as a run of its own with init.from",
             )
 
@@ -42,8 +46,8 @@ class FrozenSet:
 class SameModules:
     """All ranks must run the same modules in a step.
 
-    Where they do not, ZeRO-1 and 2 add gradients of different parameters to each other, in silence (ZeRO-3 stops by itself). A sum over the numbers
-    of the modules that this rank ran is compared over ranks before the update.
+    Where they do not, ZeRO-1 and 2 add gradients of different parameters to each other, in silence (ZeRO-3 stops by
+    itself). A sum over the numbers of the modules that this rank ran is compared over ranks before the update.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -67,25 +71,37 @@ class SameModules:
         if high != -low:
             raise TrainingError(
                 "ranks ran different modules in one step",
-                "ZeRO-1 and 2 reduce gradients in the order in which they come, so all ranks must run the same modules",
-                "drop samples, not modules (stochastic depth by a factor of 0), and give every rank work for every tower",
+                "ZeRO-1 and 2 reduce gradients in the order in which they come, so all ranks run the same modules",
+                "drop samples, not modules (stochastic depth by a factor of 0); give every rank work for every tower",
             )
 
 
-def forget_old_gradients(zero3_optimizer: Any) -> None:
-    """ZeRO-3 never clears its gradient partitions: a parameter that a step does not use would get the previous step's gradient again.
+def forget_old_gradients(zero_optimizer: Any, stage: int) -> None:
+    """ZeRO-3, and ZeRO-1 and 2 with offload, never clear their gradients.
 
-    To be called before the first forward of each step. With micro_step_id at 1 every micro-batch adds to the cleared buffer.
+    A parameter that a step does not use would get the previous step's gradient again; one that the first micro-batch
+    does not use would add to it. To be called before the first forward of each step.
     """
-    zero3_optimizer.grad_partitions_flat_buffer.zero_()
-    zero3_optimizer.micro_step_id = 1
+    if stage == 3:
+        zero_optimizer.grad_partitions_flat_buffer.zero_()
+        zero_optimizer.micro_step_id = 1  # every micro-batch adds to the cleared buffer
+    elif stage > 0 and zero_optimizer.cpu_offload:
+        for holder in zero_optimizer.single_partition_of_fp32_groups:
+            holder.grad.zero_()
+        for gradient in zero_optimizer.accumulated_grads_in_cpu.values():
+            gradient.zero_()
 
 
-def collect_offloaded_gradients(zero3_optimizer: Any) -> None:
-    """ZeRO-3 with offload copies a gradient to the host only in the last micro-batch, and only where that one used the parameter.
+def collect_offloaded_gradients(zero_optimizer: Any, stage: int) -> None:
+    """With offload, gradients reach the host in the last micro-batch alone, and only where that one used the parameter.
 
-    To be called before the step: clears the host's gradients and copies all that were accumulated.
+    To be called before the step: brings the others, too.
     """
-    for holder in zero3_optimizer.fp32_partitioned_groups_flat:
-        holder.grad.zero_()
-    zero3_optimizer._finalize_offload_gradient_accumulation()
+    if stage == 3 and zero_optimizer.offload_optimizer:
+        for holder in zero_optimizer.fp32_partitioned_groups_flat:
+            holder.grad.zero_()
+        zero_optimizer._finalize_offload_gradient_accumulation()
+    elif stage in (1, 2) and zero_optimizer.cpu_offload:
+        accumulated = zero_optimizer._offload_accumulated_param_ids
+        if accumulated - zero_optimizer.norm_for_param_grads.keys():
+            zero_optimizer._finalize_cpu_offload_gradient_accumulation()

@@ -1,6 +1,8 @@
-"""Where the training state lies on this rank: fp32 masters in a few holder tensors, and which piece of which parameter is where in them.
+"""Where the training state lies on this rank: fp32 masters in a few holder tensors, and which piece of which
+parameter is where in them.
 
-One class for each way in which ZeRO divides the state. All of them read DeepSpeed 0.19.8's own bookkeeping, none changes it.
+One class for each way in which ZeRO divides the state. All of them read DeepSpeed 0.19.8's own bookkeeping, none
+changes it.
 """
 
 from __future__ import annotations
@@ -47,8 +49,12 @@ class Layout(Protocol):
     holders: list[Tensor]
     """fp32 masters of the trainable parameters, the tensors that the optimizer steps."""
     pieces: list[Piece]
-    frozen_holders: list[Tensor]
     frozen_pieces: list[Piece]
+
+    @property
+    def frozen_holders(self) -> list[Tensor]:
+        """Frozen parameters (ZeRO-3: this rank's parts of them), as the model holds them."""
+        ...
 
     def refresh(self) -> None:
         """Make the weights that the model computes with from the masters and the frozen weights. Collective."""
@@ -60,7 +66,9 @@ class Layout(Protocol):
 
 
 def share_out(sizes: Sequence[int], world_size: int) -> list[int]:
-    """For each of several replicated tensors the rank that saves it, so that ranks save about the same number of elements."""
+    """For each of several replicated tensors the rank that saves it, so that ranks save about the same number of
+    elements.
+    """
     load = [0] * world_size
     owners = [0] * len(sizes)
     for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
@@ -89,7 +97,11 @@ class Replicated:
     def __init__(self, ds_engine: Any, model: nn.Module) -> None:
         self._optimizer = ds_engine.optimizer
         self.holders, self.pieces = _replicated([(n, p) for n, p in model.named_parameters() if p.requires_grad])
-        self.frozen_holders, self.frozen_pieces = _replicated(_frozen(model))
+        self._frozen_holders, self.frozen_pieces = _replicated(_frozen(model))
+
+    @property
+    def frozen_holders(self) -> list[Tensor]:
+        return self._frozen_holders
 
     def refresh(self) -> None:
         pass  # the masters are the model's own weights
@@ -107,13 +119,13 @@ class Replicated:
 
 
 class FlatPartitions:
-    """ZeRO-1 and 2: the parameters of a group one after another in one flat tensor, cut into equal parts, one a rank."""
+    """ZeRO-1 and 2: the parameters of a group one after another in a flat tensor, cut into equal parts, one a rank."""
 
     def __init__(self, ds_engine: Any, model: nn.Module) -> None:
         self._optimizer = ds_engine.optimizer
         self.holders = list(self._optimizer.single_partition_of_fp32_groups)
         self.pieces = list(self._find_pieces({id(p): name for name, p in model.named_parameters()}))
-        self.frozen_holders, self.frozen_pieces = _replicated(_frozen(model))
+        self._frozen_holders, self.frozen_pieces = _replicated(_frozen(model))
 
     def _find_pieces(self, names: dict[int, str]) -> Iterator[Piece]:
         optimizer = self._optimizer
@@ -126,6 +138,10 @@ class FlatPartitions:
                     shape = tuple(parameter.shape)
                     yield Piece(names[id(parameter)], shape, low - place, high - low, group, low - first)
 
+    @property
+    def frozen_holders(self) -> list[Tensor]:
+        return self._frozen_holders
+
     def refresh(self) -> None:
         self._optimizer.update_lp_params()
 
@@ -134,20 +150,22 @@ class FlatPartitions:
 
 
 class ShardedParameters:
-    """ZeRO-3: each parameter cut into equal parts (the last ones padded), one a rank; parts of a sub-group in one flat tensor."""
+    """ZeRO-3: each parameter cut into equal parts (the last ones padded), one a rank; parts of a sub-group in one flat
+    tensor.
+    """
 
     def __init__(self, ds_engine: Any, model: nn.Module) -> None:
         self._optimizer = ds_engine.optimizer
         names = {id(p): name for name, p in model.named_parameters()}
         self.holders = list(self._optimizer.fp32_partitioned_groups_flat)
-        self.pieces = []
+        self.pieces: list[Piece] = []
         for index, parameters in enumerate(self._optimizer.fp16_groups):
             offset = 0
             for parameter in parameters:
                 self._add(self.pieces, parameter, names[id(parameter)], index, offset)
                 offset += parameter.partition_numel()
         self._frozen_parameters = _frozen(model)
-        self.frozen_pieces = []
+        self.frozen_pieces: list[Piece] = []
         for index, (name, parameter) in enumerate(self._frozen_parameters):
             self._add(self.frozen_pieces, parameter, name, index, 0)
 
@@ -185,7 +203,8 @@ def layout_of(ds_engine: Any, model: nn.Module, stage: int) -> Layout:
 def gather(
     layout_holders: Sequence[Tensor], pieces: Sequence[Piece], shape: tuple[int, ...], device: torch.device
 ) -> Tensor:
-    """One full tensor out of the pieces that the ranks hold of it (this rank's are given). Collective; fp32, on `device`.
+    """One full tensor out of the pieces that the ranks hold of it (this rank's are given). Collective; fp32, on
+    `device`.
 
     Bits are summed as integers, to which every element but one rank's is zero: exact for every value.
     """

@@ -11,8 +11,10 @@ from intern_trainer.config.schema import Config
 from intern_trainer.engine.runtime import load_deepspeed
 from intern_trainer.errors import ConfigError, EnvironmentFault
 
-APEX = "pip install -v --no-build-isolation --config-settings '--build-option=--cpp_ext' --config-settings '--build-option=--cuda_ext' "
-APEX_SOURCE = "git+https://github.com/NVIDIA/apex.git"
+APEX = (
+    "pip install --no-build-isolation --config-settings '--build-option=--cpp_ext' "
+    "--config-settings '--build-option=--cuda_ext' git+https://github.com/NVIDIA/apex.git"
+)
 
 
 def build_optimizer(
@@ -51,13 +53,13 @@ def _compiled(make: Callable[[], Any], name: str) -> Any:
         raise EnvironmentFault(
             f"optim.name={name} could not be compiled: {reason}",
             "DeepSpeed builds this optimizer with a C++ (on GPUs CUDA) compiler and ninja when it is first used",
-            "install g++ and ninja (and the CUDA toolkit of torch's version), or optim.name=adamw, which needs no compiler",
+            "install g++ and ninja (and the CUDA toolkit of torch's version), or optim.name=adamw, which needs none",
         ) from error
 
 
 def _apex(parts: list[dict[str, Any]], config: Config, device: torch.device, adam: dict[str, Any]) -> Any:
     name = config.optim.name
-    fix = f"build NVIDIA's from source ({APEX}{APEX_SOURCE}), or optim.name=adamw"
+    fix = f"build NVIDIA's from source ({APEX}), or optim.name=adamw"
     try:
         import apex
     except ImportError:
@@ -67,7 +69,7 @@ def _apex(parts: list[dict[str, Any]], config: Config, device: torch.device, ada
             import apex.optimizers
         except ImportError:
             raise EnvironmentFault(
-                f"optim.name is {name}, and the `apex` that is installed has no optimizers ({getattr(apex, '__file__', None)})",
+                f"optim.name is {name}, and the installed `apex` has no optimizers ({getattr(apex, '__file__', None)})",
                 "PyPI's package `apex` is another project than NVIDIA's apex",
                 f"pip uninstall apex; {fix}",
             ) from None

@@ -15,8 +15,9 @@ import torch
 def load_deepspeed() -> Any:
     """The deepspeed module, ready to be used on the process group that `init_ranks` made.
 
-    On CPU, DeepSpeed builds a shared-memory collective (`deepspeed_shm_comm`) with the C++ compiler at every start, 30 s and more; only its inference
-    uses it. It is marked as not available here, so nothing is compiled unless an optimizer is chosen that needs it.
+    On CPU, DeepSpeed builds a shared-memory collective (`deepspeed_shm_comm`) with the C++ compiler at every start,
+    30 s and more; only its inference uses it. It is marked as not available here, so nothing is compiled unless an
+    optimizer is chosen that needs it.
     """
     os.environ.setdefault(
         "DS_SKIP_CUDA_CHECK", "1"

@@ -130,7 +130,7 @@ def _moments(state: dict[str, Any], holder: Tensor) -> list[tuple[str, Tensor]]:
 
 
 def _optimizer_steps(optimizer: torch.optim.Optimizer, holders: list[Tensor]) -> int:
-    """Updates made so far; torch and DeepSpeedCPUAdam count in the state, DeepSpeed's FusedAdam and apex in the group."""
+    """Updates so far; torch and DeepSpeedCPUAdam count in the state, DeepSpeed's FusedAdam and apex in the group."""
     counts = [optimizer.state[holder]["step"] for holder in holders if "step" in optimizer.state.get(holder, {})]
     counts = counts or [group["step"] for group in optimizer.param_groups if "step" in group]
     return int(counts[0]) if counts else 0
@@ -146,8 +146,8 @@ def _load_optimizer(engine: Engine, read: Read, saved: dict[str, Any]) -> None:
         moments = dict(_moments(optimizer.state[holder], holder))
         if sorted(moments) != saved["moments"]:
             raise CheckpointError(
-                f"it was written with optim.name={saved['optimizer']} (state {', '.join(saved['moments'])}), this run has "
-                f"{engine.facts['optimizer']} (state {', '.join(sorted(moments))})",
+                f"it was written with optim.name={saved['optimizer']} (state {', '.join(saved['moments'])}), "
+                f"this run has {engine.facts['optimizer']} (state {', '.join(sorted(moments))})",
                 "a run goes on with an optimizer that keeps the same state",
                 f"optim.name={saved['optimizer']}, or start a new run from its weights with init.from",
             )
@@ -162,7 +162,9 @@ def _load_optimizer(engine: Engine, read: Read, saved: dict[str, Any]) -> None:
 
 
 def _make_state(engine: Engine, index: int) -> None:
-    """Let the optimizer make its own kind of state for a holder, by an update that changes nothing (learning rate and gradients 0)."""
+    """Let the optimizer make its own kind of state for a holder, by an update that changes nothing (learning rate and
+    gradients 0).
+    """
     holder, groups = engine.layout.holders[index], engine.optimizer.param_groups
     if engine.optimizer.state.get(holder):
         return

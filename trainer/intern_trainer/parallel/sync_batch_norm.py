@@ -1,11 +1,13 @@
 """Batch normalisation that works in every precision and on every device, with statistics over all data-parallel ranks.
 
-torch's SyncBatchNorm refuses CPU tensors, and its BatchNorm refuses a bf16 map with fp32 statistics on CPU. The zoo's BatchNorm computes in fp32
-and asks a function for sums over ranks; here it takes the place of the others, and gets that function.
+torch's SyncBatchNorm refuses CPU tensors, and its BatchNorm refuses a bf16 map with fp32 statistics on CPU. The zoo's
+BatchNorm computes in fp32 and asks a function for sums over ranks; here it takes the place of the others, and gets
+that function.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -21,12 +23,16 @@ from intern_trainer.errors import ConfigError
 class _BatchNormAct(BatchNorm):
     """timm's BatchNormAct2d: the same, followed by dropout and activation."""
 
+    act: Callable[[Tensor], Tensor]
+    drop: Callable[[Tensor], Tensor]
+
     def forward(self, x_bchw: Tensor) -> Tensor:
         return self.act(self.drop(super().forward(x_bchw)))
 
 
 def sync_batch_norm(model: nn.Module, group: dist.ProcessGroup | None = None, share: bool = True) -> int:
-    """Give every batch norm of `model` the zoo's arithmetic, in place, and statistics over `group` when `share`. Names do not change.
+    """Give every batch norm of `model` the zoo's arithmetic, in place, and statistics over `group` when `share`.
+    Names do not change.
 
     Returns:
         how many batch norms there are.
@@ -52,7 +58,8 @@ def _adopt(name: str, module: Any) -> None:
     is_map = isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm)
     if not is_map or not module.affine or not module.track_running_stats:
         raise ConfigError(
-            f"`{name}` is a {type(module).__name__} (affine {module.affine}, running statistics {module.track_running_stats})",
+            f"`{name}` is a {type(module).__name__} (affine {module.affine}, "
+            f"running statistics {module.track_running_stats})",
             "batch norms that are trained here normalise maps, with weights and running statistics",
             "another norm in that model, such as model.image_options={norm: layer}",
         )

@@ -1,4 +1,5 @@
-"""The keys that the installed DeepSpeed knows, read from its models: what `config/ds_keys.json` is made of and compared with.
+"""The keys that the installed DeepSpeed knows, read from its models: what `config/ds_keys.json` is made of and
+compared with.
 
 python -m tests.unit.trainer.config.ds_schema > trainer/intern_trainer/config/ds_keys.json
 """
@@ -56,7 +57,9 @@ TOP_LEVEL = {
 
 
 def known_keys() -> dict[str, Any]:
-    """The nested table: leaf `int`, `float`, `bool`, `str`, `list`, `dict`, `any`, with a bound and `?` where null is allowed; a list of choices; or a table."""
+    """The nested table: leaf `int`, `float`, `bool`, `str`, `list`, `dict`, `any`, with a bound and `?` where null is
+    allowed; a list of choices; or a table.
+    """
     from deepspeed.comm.config import CommsLoggerConfig
     from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
