@@ -26,7 +26,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 SOURCE_ROOTS = ("kernels", "model_zoo", "trainer", ".")
 
 
-class RanksFailed(AssertionError):
+class RanksError(AssertionError):
     """At least one rank did not return a result; the message holds what each rank wrote."""
 
 
@@ -58,7 +58,7 @@ def run_ranks(
     in rank order.
 
     Raises:
-        RanksFailed: a rank raised, died, or had not finished after `timeout` seconds.
+        RanksError: a rank raised, died, or had not finished after `timeout` seconds.
     """
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
@@ -80,7 +80,7 @@ def run_ranks(
                     process.wait()
         if any(code != 0 for code in codes):
             parts = [f"--- rank {r} (exit code {codes[r]}) ---\n{logs[r].read_text()[-6000:]}" for r in range(ranks)]
-            raise RanksFailed(f"{target} on {ranks} ranks\n" + "\n".join(parts))
+            raise RanksError(f"{target} on {ranks} ranks\n" + "\n".join(parts))
         return [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(ranks)]
 
 
