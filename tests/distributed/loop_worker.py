@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ from intern_trainer.batch import Batch
 from intern_trainer.callbacks import Callback
 from intern_trainer.config.schema import Benchmark, Config
 from intern_trainer.errors import DataError, UserError
-from intern_trainer.evaluate import retrieval, zero_shot
+from intern_trainer.evaluate import retrieval, samples, zero_shot
 from intern_trainer.evaluate.features import first_row, gather_rows
 from intern_trainer.evaluate.samples import sample_captions
 from intern_trainer.loop import run_steps
@@ -45,17 +46,24 @@ class Towers(nn.Module):
         )
 
 
-def make_pairs(sources: Any, config: Config, ranks: Ranks, fail_on: int | None = None) -> Any:
-    """This rank's share of ten fixed pairs, in batches of two: of three ranks one has four pairs, and of 12 some
-    none."""
-    generator = torch.Generator().manual_seed(1)
-    pictures = torch.rand(SAMPLES, 3, 4, 4, generator=generator)
-    for start in range(0, len(mine := list(range(ranks.rank, SAMPLES, ranks.world_size))), 2):
-        if fail_on == ranks.rank:
-            raise DataError("test-00000.tar ends in the middle of a picture")
-        rows = mine[start : start + 2]
-        extras = {"caption": [f"caption {i}" for i in rows], "category": [CLASSES[i % 3] for i in rows]}
-        yield Batch({"image": pictures[rows]}, [f"pairs/{i}" for i in rows], extras)
+class Pairs:
+    """This rank's share of ten fixed pairs, in batches of two: of three ranks one has four pairs."""
+
+    def __init__(self, sources: Any, config: Config, ranks: Ranks, fail_on: int | None = None) -> None:
+        self.ranks, self.fails = ranks, fail_on == ranks.rank
+
+    def __iter__(self) -> Iterator[Batch]:
+        pictures = torch.rand(SAMPLES, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+        mine = list(range(self.ranks.rank, SAMPLES, self.ranks.world_size))
+        for start in range(0, len(mine), 2):
+            if self.fails:
+                raise DataError("test-00000.tar ends in the middle of a picture")
+            rows = mine[start : start + 2]
+            extras = {"caption": [f"caption {i}" for i in rows], "category": [CLASSES[i % 3] for i in rows]}
+            yield Batch({"image": pictures[rows]}, [f"pairs/{i}" for i in rows], extras)
+
+    def agree(self) -> None:
+        self.ranks.barrier()  # a collective, as the real one's is
 
 
 def config() -> Config:
@@ -73,18 +81,15 @@ BENCHMARK = Benchmark.model_validate(
 
 
 def _use(pairs: Any) -> None:
-    fake = SimpleNamespace(pairs=pairs, embedded=SimpleNamespace(categories=lambda: CLASSES))
-    for module in (retrieval, zero_shot):
-        module.data = fake
-    from intern_trainer.evaluate import samples
-
-    samples.data = fake
+    for module in (retrieval, zero_shot, samples):
+        module.data = SimpleNamespace(pairs=pairs)
+    zero_shot.embedded = SimpleNamespace(categories=lambda: CLASSES)
 
 
 def evaluation(ranks: Ranks, payload: Any) -> dict[str, Any]:
     """Results, calls of the model, gathered rows, sample captions, and the error that all ranks get from one rank's
     data."""
-    _use(make_pairs)
+    _use(Pairs)
     towers = Towers()
     results = evaluate.run(towers, BENCHMARK, config(), ranks)
     calls = towers.calls
@@ -92,7 +97,7 @@ def evaluation(ranks: Ranks, payload: Any) -> dict[str, Any]:
     gathered, start = gather_rows(mine, ranks).flatten().tolist(), first_row(len(mine), ranks)
     captions = sample_captions(towers, BENCHMARK.retrieval[0], config(), ranks, pictures=6)
     pictures = [[row["id"], row["caption"], row["top"]] for row in captions["pictures"]]
-    _use(lambda *given: make_pairs(*given, fail_on=ranks.world_size - 1))
+    _use(lambda *given: Pairs(*given, fail_on=ranks.world_size - 1))
     try:
         evaluate.run(towers, BENCHMARK, config(), ranks)
         error = ""

@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from intern_trainer.batch import Batch
+from intern_trainer.data import EvalPairs
 from intern_trainer.lockstep import agree
 from intern_trainer.ranks import Ranks
 
@@ -34,8 +36,8 @@ def inference(forward: Any) -> Iterator[None]:
 
 
 def in_lockstep(items: Iterable[T], ranks: Ranks) -> Iterator[T | None]:
-    """This rank's items, then None for as long as other ranks still have some: under ZeRO-3 every rank calls the
-    model equally often.
+    """This rank's items, then None for as long as other ranks still have some: under ZeRO-3 every rank calls the model
+    equally often.
 
     Raises:
         UserError: what reading raises on any rank, on all ranks.
@@ -51,6 +53,16 @@ def in_lockstep(items: Iterable[T], ranks: Ranks) -> Iterator[T | None]:
         if agree(ranks, {"left": left}, [], None, error).metrics["left"] == 0:
             return
         yield item
+
+
+def batches_in_lockstep(pairs: EvalPairs, ranks: Ranks) -> Iterator[Batch | None]:
+    """`in_lockstep` of a set's batches; after the last one the ranks agree on how many of its samples were bad.
+
+    Raises:
+        DataError: too many, or the set cannot be read.
+    """
+    yield from in_lockstep(pairs, ranks)
+    pairs.agree()
 
 
 def gather_rows(rows: Tensor, ranks: Ranks) -> Tensor:

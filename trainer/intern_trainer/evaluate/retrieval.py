@@ -8,7 +8,7 @@ import torch
 
 from intern_trainer import data
 from intern_trainer.config.schema import Config, Retrieval
-from intern_trainer.evaluate.features import first_row, gather_rows, in_lockstep, sum_over_ranks
+from intern_trainer.evaluate.features import batches_in_lockstep, first_row, gather_rows, sum_over_ranks
 from intern_trainer.evaluate.metrics import hits, retrieval_ranks
 from intern_trainer.evaluate.text import blank_image, blank_text, tokenize
 from intern_trainer.ranks import Ranks
@@ -25,7 +25,7 @@ def evaluate_retrieval(forward: Any, entry: Retrieval, config: Config, ranks: Ra
     Every rank compares its own rows with everybody's, so no rank holds more than all features and one block of scores.
     """
     images, texts = [], []
-    for batch in in_lockstep(data.pairs(entry.data, config, ranks), ranks):
+    for batch in batches_in_lockstep(data.pairs(entry.data, config, ranks), ranks):
         if batch is None:
             forward(image=blank_image(config, ranks), text=blank_text(config, ranks))
             continue

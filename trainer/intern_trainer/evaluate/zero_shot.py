@@ -13,8 +13,9 @@ from torch import Tensor
 
 from intern_trainer import data
 from intern_trainer.config.schema import Config, Source, ZeroShot
+from intern_trainer.data import EvalPairs, embedded
 from intern_trainer.errors import DataError
-from intern_trainer.evaluate.features import gather_rows, in_lockstep, sum_over_ranks
+from intern_trainer.evaluate.features import batches_in_lockstep, gather_rows, in_lockstep, sum_over_ranks
 from intern_trainer.evaluate.metrics import hits, retrieval_ranks
 from intern_trainer.evaluate.text import blank_image, blank_text, prompts, tokenize
 from intern_trainer.ranks import Ranks
@@ -33,7 +34,7 @@ def evaluate_zero_shot(forward: Any, entry: ZeroShot, config: Config, ranks: Ran
         2, len(classes), dtype=torch.int64, device=ranks.device
     )  # pictures, and those that top 1 gets right
     found = torch.zeros(len(KS), dtype=torch.int64, device=ranks.device)
-    for batch in in_lockstep(pictures, ranks):
+    for batch in batches_in_lockstep(pictures, ranks):
         if batch is None:
             forward(image=blank_image(config, ranks))
             continue
@@ -58,11 +59,11 @@ def evaluate_zero_shot(forward: Any, entry: ZeroShot, config: Config, ranks: Ran
     }
 
 
-def labelled_pictures(entry: ZeroShot, config: Config, ranks: Ranks) -> tuple[Any, list[str]]:
+def labelled_pictures(entry: ZeroShot, config: Config, ranks: Ranks) -> tuple[EvalPairs, list[str]]:
     """The reader of the set (batches of this rank's pictures with extras["category"]) and all its class names."""
     if entry.data.startswith("embedded:"):
         source = Source(location=[entry.data])
-        return data.pairs([source], config, ranks), data.embedded.categories()
+        return data.pairs([source], config, ranks), embedded.categories()
     folder = data.image_folder(entry.data, config, ranks)
     return folder, folder.classes
 
