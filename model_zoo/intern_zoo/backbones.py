@@ -13,6 +13,7 @@ from torch import nn
 from intern_zoo.errors import ModelConfigError
 from intern_zoo.metanet import INPUT_SIZES, VARIANTS, MetaNet
 from intern_zoo.registry import register_all
+from intern_zoo.weight_decay import offsets_and_factors
 
 TIMM_FAMILIES = ("resnet*", "mobilenet*", "vit_*", "efficientnet*")
 """Patterns of the timm models that `create_model` makes; each family is tested for the verbs that we need."""
@@ -70,9 +71,9 @@ def _reset_classifier(model: nn.Module, num_classes: int, global_pool: str | Non
 
 
 def _no_weight_decay(model: nn.Module) -> set[str]:
-    """What the model's own class names (position embeddings, tokens), and every vector."""
+    """What the model's own class names (position embeddings, tokens), norms and biases."""
     own = getattr(type(model), "no_weight_decay", None)
-    return (set(own(model)) if own else set()) | {name for name, p in model.named_parameters() if p.dim() <= 1}
+    return (set(own(model)) if own else set()) | offsets_and_factors(model)
 
 
 def _timm_entry_point(name: str) -> Callable[..., nn.Module]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from intern_zoo.registry import create_model
 from intern_zoo.text import TextTransformer, create_text_transformer
+from intern_zoo.weight_decay import offsets_and_factors
 
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
 
@@ -30,13 +31,11 @@ class TwoTowerOutput(NamedTuple):
 class ImageTower(nn.Module):
     """A headless image model and the projection of its pooled features into the common space."""
 
-    def __init__(self, trunk: nn.Module, embed_dim: int) -> None:
+    def __init__(self, trunk: Any, embed_dim: int) -> None:
         super().__init__()
         self.trunk: Any = trunk  # MetaNet or one of timm's, which share verbs and no base class
-        # some timm models widen their features behind the last map: the pooled width is then the head's
-        num_features: int = getattr(self.trunk, "head_hidden_size", None) or self.trunk.num_features
-        self.projection = nn.Linear(num_features, embed_dim, bias=False)
-        nn.init.normal_(self.projection.weight, std=num_features**-0.5)
+        self.projection = nn.Linear(trunk.num_features, embed_dim, bias=False)
+        nn.init.normal_(self.projection.weight, std=trunk.num_features**-0.5)
 
     def forward(self, x_b3hw: Tensor) -> Tensor:
         return self.projection(self.trunk(x_b3hw))
@@ -82,10 +81,9 @@ class TwoTower(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Full names of the parameters that weight decay would only harm: offsets, factors, positions, temperature."""
         parameters = dict(self.named_parameters())
-        one_dimensional = {name for name, parameter in parameters.items() if parameter.ndim <= 1}
-        named: set[str] = getattr(self.image.trunk, "no_weight_decay", set)()  # timm's ResNets name none, its ViTs too many
+        named = self.image.trunk.no_weight_decay()  # timm's name more than their model has
         image = {f"image.trunk.{name}" for name in named} & parameters.keys()
-        return one_dimensional | image | {"text.positional_embedding"}
+        return offsets_and_factors(self) | image | {"text.positional_embedding"}
 
 
 class _UpperBound(torch.autograd.Function):

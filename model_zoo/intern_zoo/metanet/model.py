@@ -17,6 +17,7 @@ from intern_zoo.metanet.downsample import LocalDownsample, LocalGlobalDownsample
 from intern_zoo.metanet.layers import ACTIVATIONS, Linear, Pointwise, conv3x3
 from intern_zoo.metanet.norm import NORMS, BatchNorm
 from intern_zoo.metanet.recompute import set_recompute
+from intern_zoo.weight_decay import offsets_and_factors
 
 
 class ConvNormAct(nn.Module):
@@ -183,7 +184,7 @@ class MetaNet(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that are factors or offsets: norms, biases, layer scales, XCA's temperature."""
-        return {name for name, p in self.named_parameters() if p.dim() <= 1 or name.endswith(".temperature")}
+        return offsets_and_factors(self)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns by which timm groups parameters from the input to the output (layer-wise learning rates)."""
