@@ -6,6 +6,7 @@ port=$("$BIN/python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1"
 command=("$BIN/deepspeed" --num_gpus 2 --master_port "$port" trainer/run.py --ds_config configs/ds/zero2.json run.dir="$RUN" "$@")
 printf '+ %s\n' "${command[*]}"
 "${command[@]}"
+rm -rf "$RUN/hf"  # of an earlier, shorter run: an export never overwrites
 "$BIN/intern-trainer" export "$RUN" --to "$RUN/hf"
 
 cat <<END

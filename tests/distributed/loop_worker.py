@@ -83,7 +83,7 @@ BENCHMARK = Benchmark.model_validate(
 def _use(pairs: Any) -> None:
     for module in (retrieval, zero_shot, samples):
         module.data = SimpleNamespace(pairs=pairs)
-    zero_shot.embedded = SimpleNamespace(categories=lambda: CLASSES)
+    zero_shot.embedded = SimpleNamespace(categories=lambda: CLASSES, PROMPTS={})
 
 
 def evaluation(ranks: Ranks, payload: Any) -> dict[str, Any]:

@@ -183,7 +183,9 @@ def _run(chosen: argparse.Namespace) -> int:
         return 0
     from intern_trainer.data.index import index_command
 
-    return index_command(chosen.shards, chosen.index_dir, chosen.workers)
+    made = index_command(chosen.shards, chosen.index_dir, chosen.workers)
+    print(f"{made['shards']} shards, {made['samples']} samples; {made['made']} indexes made")
+    return 0
 
 
 def _show(error: UserError) -> None:

@@ -28,7 +28,8 @@ def evaluate_zero_shot(forward: Any, entry: ZeroShot, config: Config, ranks: Ran
     pictures that top 1 gets right),
     `count` of pictures and number of `classes`."""
     pictures, classes = labelled_pictures(entry, config, ranks)
-    heads_ce = class_features(forward, classes, entry.templates, config, ranks)
+    names = [class_prompt(name, entry) for name in classes]
+    heads_ce = class_features(forward, names, entry.templates, config, ranks)
     index = {name: number for number, name in enumerate(classes)}
     per_class = torch.zeros(
         2, len(classes), dtype=torch.int64, device=ranks.device
@@ -68,19 +69,27 @@ def labelled_pictures(entry: ZeroShot, config: Config, ranks: Ranks) -> tuple[Ev
     return folder, folder.classes
 
 
-def class_features(forward: Any, classes: Sequence[str], templates: str, config: Config, ranks: Ranks) -> Tensor:
+def class_prompt(name: str, entry: ZeroShot) -> str:
+    """What a class is called in its prompts: folder names have underscores for spaces, embedded categories a word of
+    their own."""
+    if entry.data.startswith("embedded:"):
+        return embedded.PROMPTS.get(name, name)
+    return name.replace("_", " ")
+
+
+def class_features(forward: Any, names: Sequence[str], templates: str, config: Config, ranks: Ranks) -> Tensor:
     """Unit-norm mean of the prompts' features of each class: [classes, e]. Ranks share the classes among them."""
-    mine = classes[ranks.rank :: ranks.world_size]
+    mine = names[ranks.rank :: ranks.world_size]
     features = []
     for name in in_lockstep(mine, ranks):
         if name is None:
             forward(text=blank_text(config, ranks))
             continue
-        tokens = tokenize(prompts(name.replace("_", " "), templates), config).to(ranks.device)
+        tokens = tokenize(prompts(name, templates), config).to(ranks.device)
         features.append(F.normalize(forward(text=tokens).text_features.float().mean(dim=0), dim=0))
     stacked = torch.stack(features) if features else torch.zeros(0, config.model.embed_dim, device=ranks.device)
     gathered = gather_rows(stacked, ranks)
-    order = [number for rank in range(ranks.world_size) for number in range(rank, len(classes), ranks.world_size)]
+    order = [number for rank in range(ranks.world_size) for number in range(rank, len(names), ranks.world_size)]
     heads = torch.empty_like(gathered)
     heads[torch.tensor(order, device=ranks.device)] = gathered
     return heads

@@ -17,7 +17,7 @@ def forward_flops(build_model: Callable[[], nn.Module], inputs: Mapping[str, Ten
         inputs: keyword arguments of its forward, for one sample; only their shapes and types count.
     """
     with torch.device("meta"):
-        model = build_model()
+        model = build_model().eval()  # batch norm in training refuses one sample of one pixel
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         model(**{name: tensor.to("meta") for name, tensor in inputs.items()})
