@@ -15,7 +15,7 @@ BEFORE, AFTER = range(3), range(3, 6)
 
 
 def write_and_read(ranks: Ranks, payload: dict[str, Any]) -> dict[str, Any]:
-    """Save under each ZeRO stage of `write`; then load for each pair of `read`: the stage that wrote, the one that reads."""
+    """Save under each ZeRO stage of `write`; then load for each pair of `read`: stage that wrote, stage that reads."""
     folder = Path(payload["folder"])
     return {
         "written": {stage: _write(ranks, folder / f"stage{stage}", stage) for stage in payload.get("write", [])},

@@ -1,0 +1,55 @@
+"""SIGKILL at any moment, also inside a save: the run goes on as if nothing had been, to the bit."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.live_runs import finish, live_run, losses, saved_steps
+
+
+def die_inside_a_save(folder: Path, launcher: str, **options: int) -> None:
+    """Kill all when the folder of an unfinished checkpoint appears; again where the save was faster than the kill."""
+    for _ in range(5):
+        with live_run(folder, launcher, **options) as run:
+            begun = set(saved_steps(folder)) if (folder / "checkpoints").exists() else set()
+            run.wait_for(".tmp-step-*")
+            run.kill()
+        if list((folder / "checkpoints").glob(".tmp-step-*")):
+            return
+        assert set(saved_steps(folder)) > begun, run.output()
+        shutil.rmtree(folder)
+    pytest.fail("no kill fell inside a save")
+
+
+def interrupted_and_not(tmp_path: Path, launcher: str, after: int, **options: int) -> None:
+    folder = tmp_path / "run"
+    with live_run(folder, launcher, **options) as run:
+        run.wait_for_step(after)
+        run.kill()
+    die_inside_a_save(folder, launcher, **options)
+    reached = max(losses(folder))
+    steps = max(reached, *saved_steps(folder)) + 3
+    interrupted = finish(folder, launcher, steps, **options)
+    assert not list((folder / "checkpoints").glob(".*"))
+    assert sorted(interrupted) == list(range(1, steps + 1))
+    assert interrupted == finish(tmp_path / "reference", launcher, steps, **options)
+
+
+def test_killed_at_a_step_and_inside_a_save(tmp_path: Path) -> None:
+    interrupted_and_not(tmp_path, "torchrun", after=random.Random(0).randint(6, 14), stage=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 3])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_killed_under_each_stage(tmp_path: Path, stage: int, seed: int) -> None:
+    interrupted_and_not(tmp_path, "torchrun", after=random.Random(seed).randint(1, 23), stage=stage)
+
+
+@pytest.mark.slow
+def test_killed_in_one_process(tmp_path: Path) -> None:
+    interrupted_and_not(tmp_path, "python", after=7, stage=0, ranks=1)
