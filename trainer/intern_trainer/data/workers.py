@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from intern_trainer.errors import DataError, EnvironmentFault
+from intern_trainer.signals import STOP_SIGNALS
 
 _PR_SET_PDEATHSIG = 1
 
@@ -88,9 +89,8 @@ class _Parent:
 
 def _begin(_: int) -> None:
     """In a new loader process: leave the run's signals to the main process, and end when it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != _Parent.pid:  # the parent died before the line above took effect
