@@ -13,6 +13,8 @@ from pathlib import Path
 
 from intern_trainer.errors import UserError
 
+PATIENCE = timedelta(seconds=3)
+"""How long a rank with an error waits for the others' words."""
 VERBS = ("train", "eval", "export", "report", "data")
 
 _SETTINGS = """\
@@ -189,32 +191,41 @@ def _run(chosen: argparse.Namespace) -> int:
 
 
 def _show(error: UserError) -> None:
-    """Print an error once, though every rank may have raised it."""
+    """Print an error once, though every rank may have raised it; and give the others time to speak before we exit, for
+    launchers end all ranks when one has ended with an error."""
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    if world_size == 1 or _is_first_to_say(str(error), rank, world_size):
-        print(f"\n{error}", file=sys.stderr, flush=True)
+    if world_size == 1:
+        _print_error(error)
+    elif _process_group_exists():
+        _print_once(error, rank, world_size)
+    elif rank == 0:
+        _print_error(error)
+    else:  # a mistake in the settings, which rank 0 finds as well
+        time.sleep(PATIENCE.total_seconds())
 
 
-def _is_first_to_say(message: str, rank: int, world_size: int) -> bool:
-    """Whether no other rank has printed this message. Waits a moment, so that the first rank to exit does not silence
-    the others' words.
-    """
-    if "torch" not in sys.modules or not _process_group_exists():
-        if rank:  # rank 0 finds the same mistake, and a launcher that sees us exit first would end it before it speaks
-            time.sleep(3)
-        return rank == 0
+def _print_error(error: UserError) -> None:
+    print(f"\n{error}", file=sys.stderr, flush=True)
+
+
+def _print_once(error: UserError, rank: int, world_size: int) -> None:
+    """Print the error if no other rank has printed the same. Not a collective: some ranks may not have failed."""
     from torch.distributed import distributed_c10d
 
-    store = distributed_c10d._get_default_store()
     first = True  # where the store has gone with its owner, better twice than not at all
-    with suppress(RuntimeError):  # the owner has gone, or some ranks did not fail
-        first = store.add(f"said/{message}", 1) == 1
+    with suppress(RuntimeError):
+        store = distributed_c10d._get_default_store()
+        first = store.add(f"said/{error}", 1) == 1
+    if first:
+        _print_error(error)
+    with suppress(RuntimeError):
         store.set(f"told/{rank}", "")
-        store.wait([f"told/{other}" for other in range(world_size)], timedelta(seconds=3))
-    return first
+        store.wait([f"told/{other}" for other in range(world_size)], PATIENCE)
 
 
 def _process_group_exists() -> bool:
+    if "torch" not in sys.modules:
+        return False
     import torch.distributed
 
     return torch.distributed.is_initialized()

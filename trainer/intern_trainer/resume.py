@@ -13,6 +13,7 @@ from intern_trainer.config.schema import Config
 from intern_trainer.data import TrainData
 from intern_trainer.engine import Engine
 from intern_trainer.errors import ConfigError
+from intern_trainer.init_from import initialise
 from intern_trainer.observe.phases import phase
 from intern_trainer.ranks import Ranks
 from intern_trainer.run_folder import RunFolder
@@ -60,8 +61,6 @@ def starting_point(
         checkpoint.check_data(progress, data.fingerprint, new_order)
         return progress
     if config.init.from_ is not None:
-        from intern_trainer.init_from import initialise
-
         with phase(f"taking weights from {config.init.from_}"):
             initialise(engine, config, ranks)
     return Progress(step=0)
