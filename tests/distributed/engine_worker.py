@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from intern_trainer.batch import Batch
+from intern_trainer.config.schema import Model
 from intern_trainer.engine import Engine, build_engine
 from intern_trainer.errors import EnvironmentFault
 from intern_trainer.optim import learning_rate
@@ -55,7 +56,7 @@ def debug_config(case: dict[str, Any], world_size: int) -> Any:
         "embed_dim": 32,
         "text": {"width": 32, "layers": 2, "heads": 2, "context_length": 16},
     }
-    return make_config(**{**config.model_dump(exclude={"data", "evaluate", "model", "init"}), "model": model})
+    return config.model_copy(update={"model": Model.model_validate(model)})
 
 
 def debug_batch(step: int, micro: int, size: int) -> dict[str, torch.Tensor]:
@@ -196,3 +197,8 @@ def fp16_message(ranks: Ranks, payload: None) -> str:
     except EnvironmentFault as error:
         return str(error)
     return ""
+
+
+def several(ranks: Ranks, payload: list[tuple[str, Any]]) -> list[Any]:
+    """The results of several functions of this module, in one process group."""
+    return [globals()[name](ranks, argument) for name, argument in payload]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,7 @@ TRAPS = [
 
 @pytest.fixture(scope="module")
 def sprung() -> dict[str, Any]:
-    return run_ranks("tests.distributed.trap_worker:all_traps", 2, TRAPS, timeout=240)[0]
+    return run_ranks("tests.distributed.trap_worker:all_traps", 2, TRAPS, timeout=420)[0]
 
 
 def test_a_parameter_without_dimensions_is_named(sprung: dict[str, Any]) -> None:
@@ -118,3 +119,13 @@ def test_nothing_is_compiled_at_the_start(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(json.loads(done.stdout.splitlines()[-1])) == 1
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None or shutil.which("ninja") is None, reason="needs g++ and ninja")
+def test_deepspeeds_compiled_optimizers_train_and_resume() -> None:
+    results = run_ranks("tests.distributed.trap_worker:compiled_optimizers", 2, None, timeout=550)[0]
+    assert set(results) == {"ds_fused_adam 1", "ds_cpu_adam 3"}
+    for name, result in results.items():
+        assert result["losses"] == pytest.approx(result["torch"], rel=1e-4), name
+        assert result["resumed"] == result["losses"][3:], name

@@ -13,7 +13,7 @@ from intern_trainer.ranks import Ranks
 from intern_trainer.tasks.contrastive import ContrastiveTask
 from torch import nn
 
-from tests.distributed.engine_worker import case_config, collect, digest, run_steps
+from tests.distributed.engine_worker import case_config, collect, digest, reader, run_steps
 from tests.distributed.towers import Towers, batch
 
 STAGES = (0, 1, 2, 3)
@@ -205,6 +205,30 @@ def average(ranks: Ranks) -> dict[str, Any]:
             "back": torch.equal(raw, raw_again) and before == digest(engine.gathered_state_dict()),
         }
         engine.close()
+    return results
+
+
+def compiled_optimizers(ranks: Ranks, payload: None = None) -> dict[str, Any]:
+    """Losses with DeepSpeed's own Adams, with torch's, and of a run that goes on from the third step."""
+    results = {}
+    cases: list[dict[str, Any]] = [{"stage": 1, "optimizer": "ds_fused_adam"}]
+    cases += [{"stage": 3, "zero": OFFLOAD, "optimizer": "ds_cpu_adam"}]
+    for case in cases:
+        plain = case_config(case | {"optimizer": "adamw"}, ranks.world_size)
+        engine = build_engine(plain, ranks, Towers)
+        torch_losses = run_steps(engine, plain, ranks, 1, range(6))["losses"]
+        engine.close()
+        config = case_config(case, ranks.world_size)
+        engine = build_engine(config, ranks, Towers)
+        losses = run_steps(engine, config, ranks, 1, range(3))["losses"]
+        state, scalars = collect(engine, ranks)
+        losses += run_steps(engine, config, ranks, 1, range(3, 6))["losses"]
+        engine.close()
+        engine = build_engine(config, ranks, Towers)
+        engine.load(reader(state), scalars)
+        resumed = run_steps(engine, config, ranks, 1, range(3, 6))["losses"]
+        engine.close()
+        results[f"{case['optimizer']} {case['stage']}"] = {"losses": losses, "torch": torch_losses, "resumed": resumed}
     return results
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from intern_trainer.engine.runtime import load_deepspeed
 from intern_trainer.errors import ConfigErrors, EnvironmentFault
 from intern_trainer.optim import describe_groups, parameter_groups
 from intern_trainer.ranks import Ranks
+
+log = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -58,6 +61,8 @@ def build_engine(config: Config, ranks: Ranks, build: Build) -> Engine:
     _restore_masters(layout, weights)
     average = Average(layout.holders, config.train.ema_decay) if config.train.ema_decay else None
     facts = _facts(model, config, stage, groups)
+    if ranks.is_main:
+        _announce(facts)
     return Engine(ds_engine, model, optimizer, layout, average, config, ranks, stage, dtype, facts)
 
 
@@ -99,3 +104,21 @@ def _facts(model: Any, config: Config, stage: int, groups: list[dict[str, Any]])
         "groups": describe_groups(groups),
         "notes": [ds.stage_note(config)] if asked != stage else [],
     }
+
+
+def _announce(facts: dict[str, Any]) -> None:
+    """What was built, and which parameters decay."""
+    for note in facts["notes"]:
+        log.warning("%s", note)
+    log.info(
+        "ZeRO-%d in %s with %s: %s parameters, %s of them trained",
+        facts["zero_stage"],
+        facts["precision"],
+        facts["optimizer"],
+        f"{facts['parameters']:,}",
+        f"{facts['trainable_parameters']:,}",
+    )
+    for group in facts["groups"]:
+        kinds = ", ".join(group["kinds"])
+        line = "%s: weight decay %g on %d tensors, %s parameters (%s)"
+        log.info(line, group["name"], group["weight_decay"], group["tensors"], f"{group['parameters']:,}", kinds)

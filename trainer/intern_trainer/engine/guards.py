@@ -37,7 +37,7 @@ class FrozenSet:
         changed = [name for name, parameter, flag in self._flags if parameter.requires_grad != flag]
         if changed:
             raise TrainingError(
-                f"requires_grad of {len(changed)} parameter(s) such as `{changed[0]}` changed after the engine was made",
+                f"requires_grad of {len(changed)} parameters such as `{changed[0]}` changed after the engine was made",
                 "DeepSpeed divides what is trained among ranks once; a parameter unfrozen later is never trained",
                 "choose by model.freeze, and start each phase as a run of its own with init.from",
             )

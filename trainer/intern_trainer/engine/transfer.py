@@ -130,10 +130,10 @@ def _moments(state: dict[str, Any], holder: Tensor) -> list[tuple[str, Tensor]]:
 
 
 def _optimizer_steps(optimizer: torch.optim.Optimizer, holders: list[Tensor]) -> int:
-    """Updates so far; torch and DeepSpeedCPUAdam count in the state, DeepSpeed's FusedAdam and apex in the group."""
+    """Updates so far; torch and DeepSpeed count in the state (FusedAdam in one of each group), apex in the group."""
     counts = [optimizer.state[holder]["step"] for holder in holders if "step" in optimizer.state.get(holder, {})]
     counts = counts or [group["step"] for group in optimizer.param_groups if "step" in group]
-    return int(counts[0]) if counts else 0
+    return max((int(count) for count in counts), default=0)
 
 
 def _load_optimizer(engine: Engine, read: Read, saved: dict[str, Any]) -> None:
