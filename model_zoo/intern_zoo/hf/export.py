@@ -18,7 +18,7 @@ from torch import Tensor
 
 from intern_zoo.hf.flatten import flatten
 from intern_zoo.hf.tokenizer import save_tokenizer
-from intern_zoo.hf.weights import write_weights
+from intern_zoo.hf.weights import PREFIX, write_weights
 from intern_zoo.metanet import MetaNet
 from intern_zoo.two_tower import TwoTower, sized_options
 
@@ -27,9 +27,6 @@ REPLACE = {
     "intern_kernels.cross_covariance_attention": "intern_kernels.cross_covariance_attention.reference",
 }
 """Whose place is taken in an exported file: open_clip's text tower by ours, and ops by their plain references."""
-
-PREFIX = "model."
-"""The zoo's model is the child `model` of the class that transformers loads, so this stands before all its names."""
 
 
 @dataclass(frozen=True)

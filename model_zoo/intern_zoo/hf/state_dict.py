@@ -9,7 +9,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from intern_zoo.errors import StateDictError
-from intern_zoo.hf.export import PREFIX
+from intern_zoo.hf.weights import PREFIX
 
 
 def read_folder(folder: Path) -> Iterator[tuple[str, Tensor]]:

@@ -18,6 +18,9 @@ from torch import Tensor
 
 from intern_zoo.errors import StateDictError
 
+PREFIX = "model."
+"""The zoo's model is the child `model` of the class that transformers loads, so this stands before all its names."""
+
 INDEX = "model.safetensors.index.json"
 DTYPES = {
     torch.float64: "F64",

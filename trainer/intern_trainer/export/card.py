@@ -26,6 +26,9 @@ inputs = processor(text=["a cat", "a dog"], images=Image.open("picture.png"), re
 probabilities = model(**inputs).logits_per_image.softmax(dim=-1)
 ```"""
 
+_RECIPE = {"task", "init", "model", "data", "optim", "train", "parallel", "ds"}
+"""The sections of the configuration that made the weights what they are."""
+
 
 def model_card(
     config: Config,
@@ -51,7 +54,7 @@ def model_card(
         "tags": ["intern", "metanet", "clip", "image-text"],
     }
     packages = ", ".join(("torch", "transformers >= 5.10.1", "Pillow", *requires))
-    recipe = config.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    recipe = config.model_dump(mode="json", by_alias=True, include=_RECIPE)
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
         f"# {config.model.image}, image-text ({parameters / 1e6:,.1f} M parameters)",
@@ -64,7 +67,6 @@ def model_card(
         "## Figures",
         _figures(evaluations),
         "## Recipe",
-        "What differs from the trainer's defaults:",
         f"```yaml\n{yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)}```",
         "## Licence and limits",
         "The code is under Apache-2.0. What the weights may be used for also depends on the data that they were "

@@ -166,8 +166,15 @@ def _card(
         "weights": "moving average" if which == "ema" else "as trained",
         "checkpoint": reader.path.name,
     }
-    run: dict[str, Any] = folder.read(folder.run, {})
-    origin |= {key: run[key] for key in ("commit", "command") if run.get(key)}
+    starts = folder.read(folder.run, {}).get("starts", [])
+    if starts:  # each start adds itself; the last one wrote the newest checkpoints
+        git = starts[-1].get("git") or {}
+        commit = f"{git.get('commit', 'unknown')}{' with changes' if git.get('dirty') else ''}"
+        origin |= {
+            "command": f"`{starts[-1]['command']}`",
+            "ranks": starts[-1]["world_size"],
+            "trainer's commit": commit,
+        }
     origin["versions"] = ", ".join(f"{name} {version}" for name, version in progress.versions.items())
     entries = [
         entry

@@ -10,7 +10,9 @@ from torch import nn
 
 def build_trunk(options: dict[str, Any]) -> nn.Module:
     """`options`: the arguments of `timm.create_model`."""
-    return timm.create_model(pretrained=False, **options)
+    model = timm.create_model(pretrained=False, **options)
+    model.num_features = model.head_hidden_size  # the width after pooling, as the zoo's own registry has it
+    return model
 
 
 BLOCK_CLASSES = ("Block", "BasicBlock", "Bottleneck", "InvertedResidual", "DepthwiseSeparableConv", "EdgeResidual")

@@ -38,6 +38,8 @@ def run(tmp_path_factory):
         "counts": {"zero_shot/count": 200},
     }
     RunFolder(folder).add_evaluation(entry)
+    start = {"command": "run.py --config x.yaml", "world_size": 3, "git": {"commit": "abc123", "dirty": True}}
+    RunFolder(folder).update_run(starts=[start])
     return folder, config, model
 
 
@@ -53,6 +55,9 @@ def test_folder_holds_the_averaged_weights_the_card_and_the_code(run, tmp_path):
     assert "| zero_shot/top1 | 40.00% | 5.00% |" in card
     assert "metanet_debug" in card
     assert "license: apache-2.0" in card
+    assert "`run.py --config x.yaml`" in card
+    assert "abc123 with changes" in card
+    assert "embedded:train" in card
     config = json.loads((out / "config.json").read_text())
     assert config["auto_map"].keys() == {"AutoConfig", "AutoModel", "AutoModelForZeroShotImageClassification"}
     code = (out / f"{config['auto_map']['AutoModel'].partition('.')[0]}.py").read_text()
