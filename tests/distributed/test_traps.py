@@ -23,6 +23,7 @@ TRAPS = [
     "foreign_batch_norms",
     "not_finite",
     "average",
+    "loss_scale",
 ]
 
 
@@ -95,6 +96,17 @@ def test_the_average_is_right_and_leaves_the_weights_as_they_are(sprung: dict[st
         assert result["difference"] < 1e-6, name
         assert result["moved"] > 1e-4, name
         assert result["back"], name
+
+
+def test_fp16_overflows_lower_the_loss_scale_which_is_saved(sprung: dict[str, Any]) -> None:
+    for stage, result in sprung["loss_scale"].items():
+        assert result["first_applied"] == [False], stage
+        assert not result["first_norm_finite"], stage
+        assert result["unchanged"], stage
+        assert 1 < result["scale"] < 2**20, stage
+        assert all(result["losses"]["applied"])
+        assert result["resumed"]["applied"] == result["losses"]["applied"], stage
+        assert result["resumed"]["losses"] == pytest.approx(result["losses"]["losses"], rel=1e-3), stage
 
 
 TRAIN_WITHOUT_A_COMPILER = """

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from intern_trainer.batch import Batch
 from intern_trainer.engine import build_engine
+from intern_trainer.engine.runtime import load_deepspeed
 from intern_trainer.errors import UserError
 from intern_trainer.ranks import Ranks
 from intern_trainer.tasks.contrastive import ContrastiveTask
@@ -205,6 +206,39 @@ def average(ranks: Ranks) -> dict[str, Any]:
             "back": torch.equal(raw, raw_again) and before == digest(engine.gathered_state_dict()),
         }
         engine.close()
+    return results
+
+
+def loss_scale(ranks: Ranks) -> dict[str, Any]:
+    """fp16 with a loss scale that overflows at first. DeepSpeed is told that this CPU has fp16; torch computes it."""
+    accelerator = type(load_deepspeed().accelerator.get_accelerator())
+    kept, accelerator.is_fp16_supported = accelerator.is_fp16_supported, lambda self: True
+    scaling = {"fp16": {"initial_scale_power": 20, "hysteresis": 1, "loss_scale_window": 1000}}
+    results = {}
+    for stage, other in ((1, 3), (3, 2)):
+        config = case_config({"stage": stage, "precision": "fp16", "ds": scaling}, ranks.world_size)
+        engine = build_engine(config, ranks, Towers)
+        first = collect(engine, ranks)[0]
+        run = run_steps(engine, config, ranks, 1, range(1))
+        after_overflow = collect(engine, ranks)[0]
+        run_steps(engine, config, ranks, 1, range(1, 8))
+        state, scalars = collect(engine, ranks)
+        losses = run_steps(engine, config, ranks, 1, range(8, 11))
+        engine.close()
+        config = case_config({"stage": other, "precision": "fp16", "ds": scaling}, ranks.world_size)
+        engine = build_engine(config, ranks, Towers)
+        engine.load(reader(state), scalars)
+        resumed = run_steps(engine, config, ranks, 1, range(8, 11))
+        engine.close()
+        results[str(stage)] = {
+            "first_applied": run["applied"],
+            "first_norm_finite": math.isfinite(run["norms"][0]),
+            "unchanged": all(torch.equal(t, after_overflow[k]) for k, t in first.items() if k[0] == "param"),
+            "scale": scalars["loss_scaler"]["cur_scale"],
+            "losses": losses,
+            "resumed": resumed,
+        }
+    accelerator.is_fp16_supported = kept
     return results
 
 
