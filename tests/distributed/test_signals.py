@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
@@ -18,8 +19,11 @@ def stop(folder: Path, launcher: str, to: str | int, number: signal.Signals, **o
     before = max(losses(folder), default=0)
     with live_run(folder, launcher, every=NEVER, **options) as run:
         run.wait_for_step(before + 3)
-        target = run.process if to == "launcher" else run.rank(int(to))
-        target.send_signal(number)
+        if to == "terminal":  # Ctrl-C reaches the whole foreground process group
+            os.killpg(run.process.pid, number)
+        else:
+            target = run.process if to == "launcher" else run.rank(int(to))
+            target.send_signal(number)
         code = run.wait_until_gone()
         reached = max(losses(folder))
         assert reached >= before + 3
@@ -49,6 +53,12 @@ def test_each_signal(tmp_path: Path, launcher: str, to: str | int, number: signa
     ranks = 1 if launcher == "python" else 2
     code = stop(tmp_path / "run", launcher, to, number, ranks=ranks)
     assert code == 0 or to == "launcher"  # a launcher that was signalled says so, whatever its ranks return
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["python", "torchrun", "deepspeed"])
+def test_ctrl_c(tmp_path: Path, launcher: str) -> None:
+    stop(tmp_path / "run", launcher, "terminal", signal.SIGINT, ranks=1 if launcher == "python" else 2)
 
 
 @pytest.mark.slow
