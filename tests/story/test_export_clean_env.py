@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from intern_trainer.data.transforms import eval_transform
+from intern_trainer.evaluate.zero_shot import class_features
 from intern_trainer.export import export_run
-from intern_zoo.text import tokenizer
 from PIL import Image
 
 from tests.story.clean_env import make_clean_env
+from tests.unit.trainer.checkpoint.fakes import ALONE
 from tests.unit.trainer.export.runs import make_run
 
 TEXTS = ["a red square", "a house", "a cat"]
@@ -63,8 +64,9 @@ def test_loads_in_a_clean_environment(exported, picture, tmp_path, packages, dev
     assert ("disk" in found["devices"]) == (device_map == "auto")
     image = eval_transform(config)(Image.open(picture))[None]
     with torch.no_grad():
-        out = model(image=image, text=tokenizer(config.model.text.context_length)(TEXTS))
-        expected = (out.logit_scale * out.image_features @ out.text_features.T).softmax(dim=-1)[0]
+        heads_ce = class_features(model, TEXTS, "none", config, ALONE)  # our evaluator's
+        out = model(image=image)
+        expected = (out.logit_scale * out.image_features @ heads_ce.T).softmax(dim=-1)[0]
     torch.testing.assert_close(torch.tensor(found["probabilities"]), expected, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(torch.tensor(found["scores"]), expected, atol=1e-5, rtol=1e-4)
     assert found["feature_norm"] == pytest.approx(1.0, abs=1e-5)

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import intern_trainer.export.run as run_module
+import intern_zoo.hf.export
 import pytest
 import torch
 from intern_trainer.errors import CheckpointError, ConfigError, EnvironmentFault, ExportError
@@ -22,7 +23,9 @@ NOT_LOADED = Differences(features=0.0, logits=0.0, pixels=0.0, scores=0.0)
 
 @pytest.fixture(autouse=True)
 def _without_reloading(monkeypatch):
+    """Nor with the tokenizer's files, which have their own test and take half of the time."""
     monkeypatch.setitem(check.COMPARE, "contrastive", lambda *_: NOT_LOADED)
+    monkeypatch.setattr(intern_zoo.hf.export, "save_tokenizer", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
