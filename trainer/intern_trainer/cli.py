@@ -185,9 +185,7 @@ def _run(chosen: argparse.Namespace) -> int:
         return 0
     from intern_trainer.data.index import index_command
 
-    made = index_command(chosen.shards, chosen.index_dir, chosen.workers)
-    print(f"{made['shards']} shards, {made['samples']} samples; {made['made']} indexes made")
-    return 0
+    return index_command(chosen.shards, chosen.index_dir, chosen.workers)
 
 
 def _show(error: UserError) -> None:

@@ -42,7 +42,7 @@ def is_finished(config: Config, folder: RunFolder, newest: Path | None, ranks: R
     """Whether all steps are done and evaluated, and the report is written. Collective."""
 
     def finished() -> bool:
-        if newest is None or folder.read(folder.run, {}).get("status") != "finished":
+        if newest is None or not folder.report.is_file() or folder.read(folder.run, {}).get("status") != "finished":
             return False
         return CheckpointReader(newest).progress.step >= config.train.steps
 

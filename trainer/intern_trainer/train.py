@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from intern_trainer import checkpoint, evaluate
 from intern_trainer.callbacks import Callbacks
@@ -81,10 +81,8 @@ def train(config: Config, run_dir: Path, new_order: bool = False) -> int:
             if ranks.is_main:
                 folder.update_run(status="failed", error=str(error))
             raise
-        if ranks.is_main:
-            folder.update_run(
-                status="unfinished" if state.stop_reason else "finished", step=state.step, phases=durations
-            )
+        if ranks.is_main and state.stop_reason:
+            folder.update_run(status="unfinished", step=state.step, phases=durations)
         return 0
 
 
@@ -149,9 +147,9 @@ def build_callbacks(
         checkpoint.retain(path, keep.keep_last, keep.keep_best, progress.scores(keep.best_metric), ranks)
         return path
 
-    members = [Records(sinks(config, folder, ranks), device_peak(ranks.device, config.train.precision))]
-    members += [Profiler(config.log.profile, folder.profile)] if config.log.profile else []
-    return Callbacks([*members, Evaluation(validate), Checkpoints(save)])
+    records = Records(sinks(config, folder, ranks), device_peak(ranks.device, config.train.precision))
+    profilers = [Profiler(config.log.profile, folder.profile)] if config.log.profile else []
+    return Callbacks([records, *profilers, Evaluation(validate), Checkpoints(save)])
 
 
 def sinks(config: Config, folder: RunFolder, ranks: Ranks) -> list[Sink]:
@@ -168,7 +166,7 @@ def evaluate_now(
     """Evaluate the engine's model as it is, with the moving average where there is one; keep and show the results.
     Collective.
     """
-    weights = "ema" if config.train.ema_decay else "raw"
+    weights = best_weights(config)
     with phase(f"evaluating {split}"), engine.weights(weights):
         results = evaluate.run(engine, benchmark, config, state.ranks)
     entry = results_entry(split, state.step, weights, results)
@@ -178,15 +176,22 @@ def evaluate_now(
     return entry["results"]
 
 
+def best_weights(config: Config) -> Literal["ema", "raw"]:
+    """The moving average where the run keeps one."""
+    return "ema" if config.train.ema_decay else "raw"
+
+
 def finish(config: Config, folder: RunFolder, engine: Engine, state: State) -> None:
     """Test evaluation, pictures with their captions, report. Collective."""
     evaluate_now(config, folder, engine, state, "test", config.evaluate.test)
     if config.evaluate.test.retrieval:
-        with phase("captioning test pictures"), engine.weights("ema" if config.train.ema_decay else "raw"):
+        with phase("captioning test pictures"), engine.weights(best_weights(config)):
             samples = sample_captions(engine, config.evaluate.test.retrieval[0], config, state.ranks)
         if state.ranks.is_main:
             folder.write(folder.samples, samples)
     with phase("writing the report"):
+        if state.ranks.is_main:
+            folder.update_run(status="finished", step=state.step, phases=durations)
         state.ranks.on_main(lambda: write_report(folder))
     log.info("done: %d steps. Report: %s  Checkpoint: %s", state.step, folder.report, state.checkpoint)
 

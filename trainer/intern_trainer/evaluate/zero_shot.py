@@ -66,7 +66,7 @@ def labelled_pictures(entry: ZeroShot, config: Config, ranks: Ranks) -> tuple[Ev
         source = Source(location=[entry.data])
         return data.pairs([source], config, ranks), embedded.categories()
     folder = data.image_folder(entry.data, config, ranks)
-    return folder, folder.classes
+    return folder, folder.classes or []
 
 
 def class_prompt(name: str, entry: ZeroShot) -> str:
