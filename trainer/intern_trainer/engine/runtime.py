@@ -19,9 +19,6 @@ def load_deepspeed() -> Any:
     30 s and more; only its inference uses it. It is marked as not available here, so nothing is compiled unless an
     optimizer is chosen that needs it.
     """
-    os.environ.setdefault(
-        "DS_SKIP_CUDA_CHECK", "1"
-    )  # the CUDA that torch ships and the toolkit's may differ in the minor version
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # said here, it is not warned about
     # DeepSpeed calls some of torch's older names; its users can do nothing about that
