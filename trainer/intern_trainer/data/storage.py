@@ -125,16 +125,17 @@ class Storage:
         for attempt in range(ATTEMPTS):
             try:
                 return action(self._system(location))
-            except FileNotFoundError as error:
-                raise _missing(location, error) from error
             except DataError:
                 raise
-            except ImportError as error:
-                rule = "the address needs a package of its own"
-                raise DataError(f"{location}: {error}", rule, "pip install what it names") from error
+            except (ImportError, ValueError) as error:
+                rule = "an address begins with the name of a file system of fsspec, whose package is installed"
+                raise DataError(f"{location}: {error}", rule, "correct the address, or install the package") from error
             except Exception as error:  # each file system has errors of its own
+                cause = _cause(error)
+                if isinstance(cause, FileNotFoundError) or getattr(cause, "status", None) == 404:
+                    raise _missing(location, cause) from error
                 if attempt == ATTEMPTS - 1:
-                    reason = str(error) or type(error).__name__
+                    reason = str(cause) or type(cause).__name__
                     raise DataError(
                         f"{location} cannot be reached: {reason} (asked {ATTEMPTS} times)",
                         "every source must answer",
@@ -181,7 +182,14 @@ def _limits(protocol: str) -> dict[str, Any]:
     return {}
 
 
-def _missing(location: str, error: OSError) -> DataError:
-    reason = error.strerror or "no such file"
+def _cause(error: BaseException) -> BaseException:
+    """fsspec's HTTP calls whatever happens "file not found", and keeps the reason as the cause."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _missing(location: str, error: BaseException) -> DataError:
+    reason = getattr(error, "strerror", None) or "no such file"
     rule = "every shard of a source must be there"
     return DataError(f"{location} cannot be opened: {reason}", rule, "correct the location in the configuration")

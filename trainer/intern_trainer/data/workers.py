@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import os
 import signal
 import sys
+import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -52,7 +55,14 @@ class Feed:
             **options,
         )
         _Parent.pid = os.getpid()
-        self._values = iter(loader)
+        before = signal.getsignal(signal.SIGCHLD)
+        self._values: Any = iter(loader)
+        if threading.current_thread() is threading.main_thread():
+            # the loader's handler raises wherever the main process happens to be when a worker dies; without it the
+            # death shows up at the next value, a few seconds later
+            signal.signal(signal.SIGCHLD, before)
+        self._at_exit = _closer(weakref.ref(self))
+        atexit.register(self._at_exit)  # now, so that it runs before what the loader registered: that waits in vain
 
     def __iter__(self) -> Feed:
         return self
@@ -60,11 +70,11 @@ class Feed:
     def __next__(self) -> Any:
         try:
             value = next(self._values)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, ConnectionError, EOFError) as error:  # the last two: it died while handing over a batch
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
             raise EnvironmentFault(
-                f"a loader process died: {str(error).splitlines()[0]}",
+                f"a loader process died: {str(error) or type(error).__name__}",
                 "killed by the system, most often for want of memory",
                 "fewer data.workers, or a smaller data.prefetch or data.shuffle_window",
             ) from error
@@ -73,14 +83,23 @@ class Feed:
         return value
 
     def close(self) -> None:
-        """End the loader processes; those that still read after a few seconds are killed."""
+        """End the loader processes. They stop at their next sample; one that hangs is killed, as it ignores SIGTERM."""
+        atexit.unregister(self._at_exit)
         processes = list(getattr(self._values, "_workers", []))
-        shutdown = getattr(self._values, "_shutdown_workers", None)
-        for process in processes:  # they ignore SIGTERM, and hold nothing that could be lost
+        if processes:
+            with contextlib.suppress(RuntimeError):  # a worker that had died already
+                self._values._shutdown_workers()
+        for process in processes:
             process.kill()
-        if shutdown is not None:
-            with contextlib.suppress(RuntimeError):
-                shutdown()
+
+
+def _closer(feed: weakref.ref[Feed]) -> Callable[[], None]:
+    def close() -> None:
+        alive = feed()
+        if alive is not None:
+            alive.close()
+
+    return close
 
 
 class _Parent:

@@ -9,12 +9,12 @@ from intern_trainer.errors import ConfigError
 
 SPLITS = ("train", "validation", "test")
 PROMPTS = {
-    "animals": "animal", "birds": "bird", "buildings": "building", "computers": "computer", "flags": "flag", "insects": "insect",
-    "maps": "map", "office supplies": "office", "patterns": "pattern", "plants": "plant", "signs": "symbol",
-    "sports and games": "sports", "tools": "tool", "vehicles": "transport",
+    "animals": "animal", "birds": "bird", "buildings": "building", "computers": "computer", "flags": "flag",
+    "insects": "insect", "maps": "map", "office supplies": "office", "patterns": "pattern", "plants": "plant",
+    "signs": "symbol", "sports and games": "sports", "tools": "tool", "vehicles": "transport",
 }  # fmt: skip
-"""What a category is called in a prompt: the word that the artists' keywords use for it in the training split. To a model that
-has seen nothing but this set, `animals` is another token than `animal`, and one that it never met."""
+"""What a category is called in a prompt: the word that the artists' keywords use for it in the training split. To a
+model that has seen nothing but this set, `animals` is another token than `animal`, and one that it never met."""
 
 
 def shards(split: str) -> list[Path]:
