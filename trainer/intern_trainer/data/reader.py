@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,7 @@ class Bad:
 
 
 class Reader:
-    """Random access to the samples of several sources. Made anew in every process.
+    """Random access to the samples of several sources, from several threads if need be. Made anew in every process.
 
     Args:
         captions: False where a set needs none (a labelled folder, say).
@@ -63,6 +64,7 @@ class Reader:
         self._other_captions, self._open = other_captions, open_indexes
         self._indexes: OrderedDict[tuple[int, int], index.ShardIndex] = OrderedDict()
         self._storage = Storage()
+        self._lock = threading.Lock()
 
     def id(self, place: Place) -> str:
         catalogue = self.catalogues[place.source]
@@ -103,14 +105,15 @@ class Reader:
 
     def _index(self, place: Place) -> index.ShardIndex:
         key = (place.source, place.shard)
-        if key in self._indexes:
-            self._indexes.move_to_end(key)
-            return self._indexes[key]
-        shard = self.catalogues[place.source].shards[place.shard]
-        self._indexes[key] = found = index.find_or_build(self._storage, shard, self.index_dir)
-        if len(self._indexes) > self._open:
-            self._indexes.popitem(last=False)
-        return found
+        with self._lock:
+            if key in self._indexes:
+                self._indexes.move_to_end(key)
+                return self._indexes[key]
+            shard = self.catalogues[place.source].shards[place.shard]
+            self._indexes[key] = found = index.find_or_build(self._storage, shard, self.index_dir)
+            if len(self._indexes) > self._open:
+                self._indexes.popitem(last=False)
+            return found
 
 
 class OtherCaptions:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,12 +22,15 @@ from intern_trainer.data import transforms
 from intern_trainer.data.order import Order, rank_offsets
 from intern_trainer.data.reader import Bad, OtherCaptions, Reader, Sample, read_or_bad
 from intern_trainer.data.sources import Catalogue, catalogues
+from intern_trainer.data.storage import is_remote
 from intern_trainer.data.workers import Feed
 from intern_trainer.errors import DataError
 from intern_trainer.ranks import Ranks
 
 log = logging.getLogger(__name__)
 Tokenize = Callable[[list[str]], Tensor]
+REMOTE_READS = 8
+"""Samples that one worker asks a remote source for at once."""
 SUBSTITUTES = 32
 """So many tries to fill the slot of a bad sample; a source where all fail is broken as a whole."""
 
@@ -117,15 +122,25 @@ class TrainData:
         reader = Reader(
             self._sources, config.data, config.data.index_dir, crop, self._others, open_indexes=config.data.lanes + 8
         )
-        while True:
-            for slots in self._slots:
-                mine = slots[len(slots) * worker // workers : len(slots) * (worker + 1) // workers]
-                yield self._part(reader, order, [step * config.train.global_batch + int(slot) for slot in mine])
-            step += 1
+        remote = any(is_remote(shard) for source in self._sources for shard in source.shards[:1])
+        # a remote read waits far longer than it computes
+        with ThreadPoolExecutor(REMOTE_READS if remote else 1) as pool:
+            apply = pool.map if remote else map
+            while True:
+                for slots in self._slots:
+                    mine = slots[len(slots) * worker // workers : len(slots) * (worker + 1) // workers]
+                    first = step * config.train.global_batch
+                    yield self._part(reader, order, [first + int(slot) for slot in mine], apply)
+                step += 1
 
-    def _part(self, reader: Reader, order: Order, positions: list[int]) -> _Part:
+    def _part(self, reader: Reader, order: Order, positions: list[int], apply: Callable[..., Iterable]) -> _Part:
         bad: list[Bad] = []
-        samples = [_read_slot(reader, order, position, bad) for position in positions]
+        seeds = [order.augmentation_seed(position) for position in positions]
+        found = apply(partial(read_or_bad, reader), [order.at(position) for position in positions], seeds)
+        samples = [
+            one if isinstance(one, Sample) else _in_place_of(one, reader, order, position, bad)
+            for one, position in zip(found, positions, strict=True)
+        ]
         captions = [sample.caption for sample in samples]
         pixels = torch.from_numpy(np.stack([sample.pixels for sample in samples]))
         return _Part(pixels, self._tokenize(captions), [sample.id for sample in samples], captions, bad)
@@ -193,20 +208,15 @@ def build_train_data(config: Config, ranks: Ranks, tokenize: Tokenize) -> TrainD
     return TrainData(config, ranks, tokenize, sources)
 
 
-def _read_slot(reader: Reader, order: Order, position: int, bad: list[Bad]) -> Sample:
-    """The sample at a position, or the next good one that the order names for its slot, on any rank and worker."""
-    seed = order.augmentation_seed(position)
-    place = order.at(position)
-    first = read_or_bad(reader, place, seed)
-    if isinstance(first, Sample):
-        return first
-    bad.append(first)  # substitutes that are bad too are counted when their own turn comes
+def _in_place_of(unusable: Bad, reader: Reader, order: Order, position: int, bad: list[Bad]) -> Sample:
+    """The next good sample that the order names for the slot of a bad one, the same on any rank and worker."""
+    bad.append(unusable)  # substitutes that are bad too are counted when their own turn comes
     for attempt in range(1, SUBSTITUTES + 1):
-        other = read_or_bad(reader, order.substitute(position, attempt), seed)
+        other = read_or_bad(reader, order.substitute(position, attempt), order.augmentation_seed(position))
         if isinstance(other, Sample):
             return other
     raise DataError(
-        f"{first.id}: {first.reason}; the {SUBSTITUTES} samples tried in its place are bad too",
+        f"{unusable.id}: {unusable.reason}; the {SUBSTITUTES} samples tried in its place are bad too",
         "most samples of a source are usable",
         "look at the shards: data.caption_keys may name members that they do not have",
     )

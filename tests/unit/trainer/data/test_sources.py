@@ -26,8 +26,12 @@ class Server(ThreadingHTTPServer):
     folder: Path
     faults: int = 0
     ranges: bool = True
-    requests: int = 0
+    stalls: bool = False
     daemon_threads = True
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.folder, self.awake = folder, threading.Event()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -40,7 +44,8 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(body=True)
 
     def _answer(self, body: bool) -> None:
-        self.server.requests += 1
+        if self.server.stalls:
+            self.server.awake.wait(60)
         path = self.server.folder / self.path.lstrip("/")
         if not path.exists():
             return self.send_error(404)
@@ -72,11 +77,11 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr(storage.time, "sleep", lambda _: None)
-    with Server(("127.0.0.1", 0), Handler) as found:
-        found.folder = tmp_path / "served"
+    with Server(tmp_path / "served") as found:
         thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield found
+        found.awake.set()
         found.shutdown()
         thread.join()
 
@@ -183,7 +188,7 @@ def test_a_server_that_fails_now_and_then_costs_no_sample(server: Server, tmp_pa
     assert found.report()["bad"] == 0
 
 
-def test_remote_faults_are_messages(server: Server, tmp_path: Path) -> None:
+def test_remote_faults_are_messages(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_shards(server.folder, [20])
     address = f"http://127.0.0.1:{server.server_port}"
     with pytest.raises(DataError, match=r"nowhere\.tar cannot be opened"):
@@ -194,10 +199,15 @@ def test_remote_faults_are_messages(server: Server, tmp_path: Path) -> None:
     server.faults, server.ranges = 0, False
     with pytest.raises(DataError, match="the server sent"):
         ids(f"{address}/000.tar", index_dir=tmp_path / "i")
+    server.stalls = True
+    monkeypatch.setattr(storage, "READ_SECONDS", 0.1)
+    with pytest.raises(DataError, match=r"000\.tar cannot be reached: .*[Tt]imeout"):
+        ids(f"{address}/000.tar", index_dir=tmp_path / "i2")
+    server.awake.set()
     server.shutdown()
     server.server_close()
     with pytest.raises(DataError, match="cannot be reached"):
-        ids(f"{address}/000.tar", index_dir=tmp_path / "i2")
+        ids(f"{address}/000.tar", index_dir=tmp_path / "i3")
 
 
 def test_other_file_systems_of_fsspec(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ def two_sources(tmp_path: Path) -> list[dict]:
     ]
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize(("world_size", "workers", "micro"), [(1, 2, None), (2, 0, 2), (4, 2, 1), (1, 3, 4)])
 def test_ranks_and_workers_change_nothing(two_sources: list, world_size: int, workers: int, micro: int | None) -> None:
     """Over epoch ends: 12 steps of 8 on 59 samples. Row by row where there is one micro-step, else batch by batch."""
