@@ -7,7 +7,7 @@ command=("$BIN/deepspeed" --num_gpus 2 --master_port "$port" trainer/run.py --ds
 printf '+ %s\n' "${command[*]}"
 "${command[@]}"
 rm -rf "$RUN/hf"  # of an earlier, shorter run: an export never overwrites
-"$BIN/intern-trainer" export "$RUN" --to "$RUN/hf"
+"$BIN/python" trainer/run.py export "$RUN" --to "$RUN/hf"
 
 cat <<END
 
