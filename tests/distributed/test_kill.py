@@ -17,12 +17,10 @@ def die_inside_a_save(folder: Path, launcher: str, **options: int) -> None:
         return  # the kill before this one did already
     for _ in range(5):
         with live_run(folder, launcher, **options) as run:
-            begun = set(saved_steps(folder)) if (folder / "checkpoints").exists() else set()
             run.wait_for(".tmp-step-*")
             run.kill()
         if list((folder / "checkpoints").glob(".tmp-step-*")):
             return
-        assert set(saved_steps(folder)) > begun, run.output()
         shutil.rmtree(folder)
     pytest.fail("no kill fell inside a save")
 

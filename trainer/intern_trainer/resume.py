@@ -28,6 +28,7 @@ def find_checkpoint(config: Config, folder: RunFolder, ranks: Ranks) -> Path | N
         ConfigError: there is one and `run.resume` forbids to go on.
         CheckpointError: there are some and none is good.
     """
+    checkpoint.tidy(folder.path, ranks)
     newest = checkpoint.newest_good(folder.path, ranks)
     if newest is not None and not config.run.resume:
         raise ConfigError(

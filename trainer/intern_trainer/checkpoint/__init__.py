@@ -1,8 +1,9 @@
 """Checkpoints: whole, safe, and readable by any layout. `layout.py` describes the format.
 
-path = save(engine, progress, run_dir, ranks, cfg); retain(path, ...)
-path = newest_good(run_dir, ranks); progress = load(engine, path, ranks); check_data(progress, data.fingerprint)
-CheckpointReader(path).weights("ema")   for evaluation and export: no process group, no GPU
+Saving:    path = save(engine, progress, run_dir, ranks, cfg), then retain(path, ...)
+Resuming:  tidy(run_dir, ranks); path = newest_good(run_dir, ranks); progress = load(engine, path, ranks), then
+           check_data(progress, data.fingerprint)
+Reading:   CheckpointReader(path).weights("ema"), for evaluation and export: no process group, no GPU
 """
 
 from intern_trainer.checkpoint.estimate import announce_slow_saves
@@ -10,7 +11,7 @@ from intern_trainer.checkpoint.load import check_data, load
 from intern_trainer.checkpoint.progress import Progress
 from intern_trainer.checkpoint.read import CheckpointReader
 from intern_trainer.checkpoint.retain import retain
-from intern_trainer.checkpoint.verify import newest_good, verify
+from intern_trainer.checkpoint.verify import newest_good, tidy, verify
 from intern_trainer.checkpoint.write import save
 
 __all__ = [
@@ -22,5 +23,6 @@ __all__ = [
     "newest_good",
     "retain",
     "save",
+    "tidy",
     "verify",
 ]

@@ -10,7 +10,8 @@
         rank-00000-optim-0000.safetensors
         progress.json  config.json             position of the run; the whole configuration
 
-A checkpoint under way has the name `.tmp-step-...`, one on its way out `.old-step-...`; only a complete one is called
+A checkpoint under way has the name `.tmp-step-...`, one that is replaced `.old-step-...`, one that is being deleted
+`.gone-step-...`; only a complete one is called
 `step-...`.
 Everything is JSON or safetensors: nothing is ever unpickled. `sha256sum` checks a file by hand.
 """
@@ -50,7 +51,7 @@ def step_dir(run_dir: Path, step: int) -> Path:
 
 
 def sibling(path: Path, purpose: str) -> Path:
-    """The hidden folder beside a checkpoint that it is written in (`tmp`) or removed from (`old`)."""
+    """The hidden folder beside a checkpoint where it is written (`tmp`), replaced (`old`) or deleted (`gone`)."""
     return path.with_name(f".{purpose}-{path.name}")
 
 

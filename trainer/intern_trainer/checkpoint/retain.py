@@ -38,8 +38,7 @@ def retain(current: Path, keep_last: int, keep_best: int, scores: Mapping[int, f
     ]
     removed = [path for path in good if path not in good[-max(keep_last, 1) :] and path not in best]
     for path in removed:
-        aside = layout.sibling(path, "old")
-        shutil.rmtree(aside, ignore_errors=True)
+        aside = layout.sibling(path, "gone")
         os.rename(path, aside)  # so that a half-deleted folder is never taken for a checkpoint
         shutil.rmtree(aside, ignore_errors=True)
         log.info("removed %s", path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -84,14 +85,11 @@ def newest_good(run_dir: Path, ranks: Ranks | None = None) -> Path | None:
     Every byte is read and compared; a damaged checkpoint is named in a warning and passed over.
 
     Args:
-        ranks: the ranks of the run that owns the folder; they share the reading (collective). None for a reader alone,
-            such as an evaluation.
+        ranks: they share the reading (collective). None: this process reads alone.
 
     Raises:
         CheckpointError: there are checkpoints and none is whole. Starting over in silence would bury them.
     """
-    if ranks is not None:
-        ranks.on_main(lambda: _undo_interrupted_replacement(run_dir))
     candidates = layout.step_dirs(run_dir) if ranks is None else ranks.broadcast(layout.step_dirs(run_dir))
     for path in reversed(candidates):
         try:
@@ -124,10 +122,19 @@ def _unreadable(error: OSError) -> CheckpointError:
     return CheckpointError(f"{error.filename} cannot be read: {error.strerror}", fix=layout.OLDER)
 
 
-def _undo_interrupted_replacement(run_dir: Path) -> None:
-    """A process that died between the two renames of a replacement left the old checkpoint under its hidden name."""
+def tidy(run_dir: Path, ranks: Ranks) -> None:
+    """Clear what a start that was killed left: a save or a deletion half done, a replacement between its two renames.
+
+    Collective, and for the one run that writes into the folder: before it looks for its newest checkpoint.
+    """
     folder = layout.checkpoints_dir(run_dir)
-    for aside in folder.glob(".old-step-*") if folder.is_dir() else ():
-        final = aside.with_name(aside.name.removeprefix(".old-"))
-        if not final.exists():
-            os.rename(aside, final)
+
+    def clear() -> None:
+        for aside in folder.glob(".old-step-*"):
+            final = aside.with_name(aside.name.removeprefix(".old-"))
+            if not final.exists():
+                os.rename(aside, final)
+        for left in (path for purpose in ("tmp", "old", "gone") for path in folder.glob(f".{purpose}-step-*")):
+            shutil.rmtree(left, ignore_errors=True)
+
+    ranks.on_main(clear)

@@ -23,6 +23,7 @@ from intern_trainer.checkpoint import (
     newest_good,
     save,
     shards,
+    tidy,
     verify,
 )
 from intern_trainer.errors import CheckpointError, EnvironmentFault, TrainingError
@@ -183,11 +184,19 @@ def test_half_written_ones_are_no_checkpoints_and_bad_ones_are_not_buried(tmp_pa
         newest_good(tmp_path)
 
 
-def test_death_between_the_two_renames_of_a_replacement(tmp_path: Path) -> None:
+def test_what_a_killed_start_left_is_cleared_by_its_owner(tmp_path: Path) -> None:
+    tidy(tmp_path, ALONE)  # nothing there yet
     path = save_on(1, tmp_path)
-    path.rename(layout.sibling(path, "old"))
+    path.rename(layout.sibling(path, "old"))  # death between the two renames of a replacement
+    for name in (".tmp-step-00000020", ".gone-step-00000005"):
+        (path.parent / name).mkdir()
     assert newest_good(tmp_path) is None  # a reader changes nothing
-    assert newest_good(tmp_path, ALONE) == path
+    tidy(tmp_path, ALONE)
+    assert newest_good(tmp_path) == path
+    path.with_name(".old-step-00000010").mkdir()  # death after both
+    tidy(tmp_path, ALONE)
+    assert saved(tmp_path) == [path.name]
+    verify(path)
 
 
 @pytest.mark.parametrize("name", ["../../secret.safetensors", "/etc/passwd", ".hidden", "unlisted.safetensors"])
