@@ -1,8 +1,7 @@
 """What lies where in a checkpoint, and how a file gets there so that it is there after a power cut.
 
     RUN/checkpoints/step-00001000/
-        manifest.json                          written last: every other file with its size and SHA-256, and a checksum
-        of itself
+        manifest.json                          written last: size and SHA-256 of each other file, a checksum of itself
         tensors.json                           kind -> name -> shape and type of each full tensor
         rank-00000.json                        where the pieces that rank 0 wrote are, and its random number generators
         rank-00000-weights-0000.safetensors    pieces of parameters and buffers, 1-D, at most `FILE_BYTES` a file
@@ -11,8 +10,8 @@
         progress.json  config.json             position of the run; the whole configuration
 
 A checkpoint under way has the name `.tmp-step-...`, one that is replaced `.old-step-...`, one that is being deleted
-`.gone-step-...`; only a complete one is called
-`step-...`.
+`.gone-step-...`; only a complete one is called `step-...`.
+
 Everything is JSON or safetensors: nothing is ever unpickled. `sha256sum` checks a file by hand.
 """
 

@@ -22,8 +22,7 @@ class Progress:
     """The position of a run after `step` optimizer steps.
 
     Attributes:
-        step, samples: optimizer steps done and samples seen since the run's very start. The position in the data is
-            `step`.
+        step, samples: optimizer steps done and samples seen since the run's very start; `step` is the data's position.
         seconds: training time so far, in seconds, earlier starts included; for the ETA.
         loss, grad_norm: of the last step that changed the weights. Not finite: `save` refuses.
         data_fingerprint: what the order of samples depends on (`TrainData.fingerprint`).

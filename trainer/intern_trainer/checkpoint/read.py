@@ -55,8 +55,19 @@ class CheckpointReader:
 
     @property
     def config(self) -> Config:
-        """The configuration of the run that wrote it."""
-        return Config.model_validate(self._json(layout.CONFIG))
+        """The configuration of the run that wrote it.
+
+        Raises:
+            CheckpointError: it has keys that this version of the program does not know, or not any more.
+        """
+        try:
+            return Config.model_validate(self._json(layout.CONFIG))
+        except ValueError as error:
+            version = self.progress.versions.get("intern-trainer", "unknown")
+            raise CheckpointError(
+                f"{self.path / layout.CONFIG} was written by intern-trainer {version} and does not fit this one: {error}",
+                fix="use that version",
+            ) from error
 
     @property
     def kinds(self) -> list[str]:

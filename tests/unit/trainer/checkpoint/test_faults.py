@@ -215,6 +215,14 @@ def test_an_index_cannot_point_outside_the_checkpoint(tmp_path: Path, name: str)
         CheckpointReader(path)
 
 
+def test_a_configuration_of_another_version(tmp_path: Path) -> None:
+    path = save_on(1, tmp_path)
+    forge(path, "config.json", lambda config: config["train"].update(warp=9))
+    with pytest.raises(CheckpointError, match=r"(?s)written by intern-trainer .*warp"):
+        _ = CheckpointReader(path).config
+    assert CheckpointReader(path).names("ema")  # its tensors can be read all the same
+
+
 def test_an_index_that_lies_about_a_place(tmp_path: Path) -> None:
     path = save_on(1, tmp_path)
     forge(path, "rank-00000.json", lambda part: part["tensors"]["param"]["text.proj"].update(pieces=[]))
