@@ -65,7 +65,7 @@ class CheckpointReader:
         except ValueError as error:
             version = self.progress.versions.get("intern-trainer", "unknown")
             raise CheckpointError(
-                f"{self.path / layout.CONFIG} was written by intern-trainer {version} and does not fit this one: {error}",
+                f"{self.path / layout.CONFIG} was written by intern-trainer {version} and does not fit: {error}",
                 fix="use that version",
             ) from error
 
