@@ -25,14 +25,19 @@ setup(
     packages=packages,
     package_dir={name: f"{root}/{name}" for root, name in ROOTS.items()},
     package_data={
-        "intern_trainer": ["data/embedded/*.tar", "data/embedded/*.json", "data/embedded/*.md", "report/*.html", "report/*.j2"],
-        "intern_zoo": ["hf/*.md", "hf/*.j2"],
+        "intern_trainer": [
+            "data/embedded/*.md",
+            "data/embedded/shards/*",
+            "report/*.html",
+            "config/*.json",
+        ],
+        "intern_zoo": ["*/README.md"],
         "intern_kernels": ["*/README.md"],
     },
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",
-        "deepspeed==0.19.8",  # its internals are touched in intern_trainer.engine, and guarded by tests: move both together
+        "deepspeed==0.19.8",  # intern_trainer.engine touches its internals; tests guard that: move both together
         "transformers>=5.10.1",  # older ones take a folder called `kernels` for a package of theirs
         "accelerate>=1.10",
         "open_clip_torch>=3.3",
@@ -49,13 +54,13 @@ setup(
         "matplotlib>=3.9",
         "jinja2>=3.1",
         "psutil>=6",
-        "triton>=3.4; platform_system == 'Linux' and platform_machine == 'x86_64'",
     ],
     extras_require={
         "s3": ["s3fs"],
         "gcs": ["gcsfs"],
         "wandb": ["wandb"],
-        # NVIDIA's apex is not on PyPI (PyPI's `apex` is another project), so no extra can name it; docs/apex.md builds it from source
+        # NVIDIA's apex is not on PyPI (PyPI's `apex` is another project), so no extra can name it; docs/apex.md builds
+        # it from source
         "apex": [],
         "dev": [
             "pytest>=8",

@@ -13,7 +13,8 @@ class Batch:
     """One micro-batch of one rank.
 
     Attributes:
-        tensors: by name. Image-text: `image` float [b, 3, h, w] normalised, channels-last; `text` int64 [b, context_length].
+        tensors: by name. Image-text: `image` float [b, 3, h, w] normalised, channels-last; `text` int64 [b,
+            context_length].
         ids: one id a sample, `source/shard-stem/key`, in the order of the tensors' rows.
         extras: things that are not tensors (captions, categories), lists of length b.
     """

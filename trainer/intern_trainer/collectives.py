@@ -15,8 +15,8 @@ from torch import Tensor
 def all_gather(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     """Concatenate `x` [b, ...] of all ranks in rank order: [ranks * b, ...]. All ranks hold the same b.
 
-    Gradient: the sum over ranks of what each of them asks for this rank's rows. So if every rank's loss is a part of one global sum, the gradient of
-    this rank's `x` is that of the sum.
+    Gradient: the sum over ranks of what each of them asks for this rank's rows. So if every rank's loss is a part of
+    one global sum, the gradient of this rank's `x` is that of the sum.
     """
     if dist.get_world_size(group) == 1:
         return x
@@ -24,7 +24,8 @@ def all_gather(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
 
 
 def all_reduce(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-    """Sum of `x` over ranks; its gradient is the sum of the ranks' gradients, since every rank's loss depends on every rank's `x`."""
+    """Sum of `x` over ranks; its gradient is the sum of the ranks' gradients, since every rank's loss depends on every
+    rank's `x`."""
     if dist.get_world_size(group) == 1:
         return x
     return _AllReduce.apply(x, group)

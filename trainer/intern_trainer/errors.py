@@ -1,7 +1,7 @@
 """Errors that a user can act on.
 
-Each says what was found (with its numbers), which rule it breaks, and what to change. The command line prints `str(error)` and exits with
-`exit_code`; it never shows a stack trace for them. `assert` is for bugs of ours.
+Each says what was found (with its numbers), which rule it breaks, and what to change. The command line prints
+`str(error)` and exits with `exit_code`; it never shows a stack trace for them. `assert` is for bugs of ours.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Who am I among the processes of this run, however they were launched.
 
-`python`, `torchrun`, DeepSpeed's launcher and `srun` (one task a rank) all end in the same `Ranks`. The process group is made here and only here.
+`python`, `torchrun`, DeepSpeed's launcher and `srun` (one task a rank) all end in the same `Ranks`. The process group
+is made here and only here.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ class Ranks:
             dist.barrier()
 
     def on_main(self, action: Callable[[], Any]) -> Any:
-        """Run `action` on rank 0 alone and give its result to all; if it raises, all ranks raise the same error, so none waits for ever."""
+        """Run `action` on rank 0 alone and give its result to all; if it raises, all ranks raise the same error, so
+        none waits for ever."""
         outcome: tuple[Any, Exception | None] = (None, None)
         if self.is_main:
             try:
@@ -96,9 +98,11 @@ def _init_process_group(rank: int, world_size: int, device: torch.device, timeou
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         in_use = re.search(r"EADDRINUSE|already in use", str(error)) is not None
         fix = (
-            "another run holds the port: choose a free one with `--master_port N` (deepspeed, torchrun) or MASTER_PORT=N"
+            "another run holds the port: choose a free one with `--master_port N` (deepspeed, torchrun) "
+            "or MASTER_PORT=N"
             if in_use
-            else "check that all ranks were started, with the same MASTER_ADDR and MASTER_PORT, and that the address is reachable"
+            else "check that all ranks were started with the same MASTER_ADDR and MASTER_PORT, "
+            "and that the address is reachable"
         )
         raise EnvironmentFault(
             f"rank {rank} of {world_size} could not join the process group at {address}: {reason}",

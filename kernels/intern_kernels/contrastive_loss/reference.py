@@ -11,7 +11,8 @@ from torch import Tensor
 
 
 def info_nce(query_be: Tensor, key_ge: Tensor, scale: Tensor, first_positive: int) -> tuple[Tensor, Tensor]:
-    """Mean cross entropy of picking each query's own key among all keys (van den Oord et al., arXiv 1807.03748; CLIP, arXiv 2103.00020).
+    """Mean cross entropy of picking each query's own key among all keys (van den Oord et al., arXiv 1807.03748; CLIP,
+    arXiv 2103.00020).
 
     Never holds more than b x g logits. Products are summed, and the softmax is taken, in fp32 at least.
 

@@ -34,7 +34,8 @@ def check_world(config: Config, world_size: int) -> list[ConfigError]:
     if train.global_batch % world_size:
         errors.append(
             ConfigError(
-                f"train.global_batch {train.global_batch} over {world_size} ranks leaves {train.global_batch % world_size} samples",
+                f"train.global_batch {train.global_batch} over {world_size} ranks leaves "
+                f"{train.global_batch % world_size} samples",
                 "the world size divides the global batch",
                 f"train.global_batch={_nearest_multiple(train.global_batch, world_size)}, or another number of ranks",
             )
@@ -54,7 +55,8 @@ def check_world(config: Config, world_size: int) -> list[ConfigError]:
             ConfigError(
                 f"data.lanes {config.data.lanes} over {world_size} ranks leaves {config.data.lanes % world_size} lanes",
                 "each rank serves the same number of lanes",
-                f"a number of ranks that divides {config.data.lanes}; changing data.lanes changes the order of the data",
+                f"a number of ranks that divides {config.data.lanes}; "
+                "changing data.lanes changes the order of the data",
             )
         )
     return errors
@@ -116,7 +118,9 @@ def _check_model(config: Config) -> Iterator[ConfigError]:
         )
     for key, (low, high) in (("crop_scale", augment.crop_scale), ("crop_ratio", augment.crop_ratio)):
         if not 0 < low <= high:
-            yield ConfigError(f"data.augment.{key} is [{low}, {high}]", "0 < low <= high", f"data.augment.{key}=[0.5, 1.0]")
+            yield ConfigError(
+                f"data.augment.{key} is [{low}, {high}]", "0 < low <= high", f"data.augment.{key}=[0.5, 1.0]"
+            )
     if any(s <= 0 for s in config.data.std):
         yield ConfigError(f"data.std is {list(config.data.std)}", "pictures are divided by it", "give positive numbers")
 
@@ -135,7 +139,8 @@ def _check_evaluation(config: Config) -> Iterator[ConfigError]:
     chosen_by = checkpoint.best_metric.split("/")[0]
     if checkpoint.keep_best and evaluate.every and chosen_by not in names:
         yield ConfigError(
-            f"checkpoint.best_metric {checkpoint.best_metric} is not among the results of evaluate.validation ({', '.join(names)})",
+            f"checkpoint.best_metric {checkpoint.best_metric} is not among the results of "
+            f"evaluate.validation ({', '.join(names)})",
             "the best checkpoint is chosen by an evaluation that runs in training",
             f"checkpoint.best_metric={names[0]}/..." if names else "checkpoint.keep_best=0",
         )

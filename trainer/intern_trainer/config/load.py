@@ -25,7 +25,8 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = (), ds_conf
     Args:
         path: a recipe, or the config.yaml of a run; None: the default recipe, `configs/stage1/debug.yaml`.
         overrides: `section.key=value`, values in YAML; a key that holds a list may be given several times
-            (a shell that expands `{000..999}` does that). The last one counts for none: a repeated single value is an error.
+            (a shell that expands `{000..999}` does that). The last one counts for none: a repeated single value is an
+            error.
         ds_config: DeepSpeed's own JSON file; None keeps the one that `path` holds (a run's) or none.
 
     Raises:
@@ -100,7 +101,9 @@ def _parse_overrides(overrides: Sequence[str], errors: list[ConfigError]) -> Ite
         key, equals, text = override.partition("=")
         if not equals or not key:
             errors.append(
-                ConfigError(f"argument {override!r}", "settings are given as section.key=value", "such as optim.lr=5e-4")
+                ConfigError(
+                    f"argument {override!r}", "settings are given as section.key=value", "such as optim.lr=5e-4"
+                )
             )
             continue
         given.setdefault(key, []).append(_parse_value(text))
@@ -108,7 +111,9 @@ def _parse_overrides(overrides: Sequence[str], errors: list[ConfigError]) -> Ite
         keys = key.split(".")
         if len(values) > 1 and not _holds_list(keys):
             shown = ", ".join(str(v) for v in values)
-            errors.append(ConfigError(f"{key} is given {len(values)} times: {shown}", "it holds one value", "give it once"))
+            errors.append(
+                ConfigError(f"{key} is given {len(values)} times: {shown}", "it holds one value", "give it once")
+            )
             continue
         yield keys, values if len(values) > 1 else values[0]
 
@@ -127,7 +132,9 @@ def _put(tree: dict[str, Any], keys: list[str], value: Any, errors: list[ConfigE
             node = tree[key] = {}
         if not isinstance(node, dict):
             where = ".".join(keys[: depth + 1])
-            errors.append(ConfigError(f"{'.'.join(keys)}: {where} holds {node!r}", "only sections have keys of their own"))
+            errors.append(
+                ConfigError(f"{'.'.join(keys)}: {where} holds {node!r}", "only sections have keys of their own")
+            )
             return
         tree = node
     tree[keys[-1]] = value

@@ -1,7 +1,8 @@
 """The whole configuration of a run: every key, its meaning, its default.
 
-Unknown keys are refused. Rules inside one section are checked here; rules across sections in `checks.py`. No torch, so that a configuration is
-checked in a fraction of a second on a login node. What DeepSpeed owns (ZeRO, communication, offload) lives in its own file, `--ds_config`.
+Unknown keys are refused. Rules inside one section are checked here; rules across sections in `checks.py`. No torch, so
+that a configuration is checked in a fraction of a second on a login node. What DeepSpeed owns (ZeRO, communication,
+offload) lives in its own file, `--ds_config`.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class Model(Section):
     max_logit_scale: Annotated[float, Field(gt=0)] = 100.0
     """Upper bound of exp(logit scale), as in CLIP."""
     freeze: Annotated[list[str], BeforeValidator(_as_list)] = []
-    """`image`, `text`, or patterns (fnmatch) of parameter names that stay as they are. Frozen `image` with trained `text` is LiT."""
+    """`image`, `text`, or patterns (fnmatch) of parameter names that stay as they are. Frozen `image` with trained
+    `text` is LiT."""
 
 
 class Source(Section):
@@ -85,7 +87,8 @@ class Augment(Section):
 class Data(Section):
     train: Sources = [Source(location=["embedded:train"])]
     lanes: PositiveInt = 64
-    """Fixed number of virtual readers that the order of samples is made of; a multiple of the world size, a divisor of the global batch."""
+    """Fixed number of virtual readers that the order of samples is made of; a multiple of the world size, a divisor of
+    the global batch."""
     shuffle_window: PositiveInt = 2048
     """Samples of one lane that are shuffled among themselves."""
     workers: Annotated[int, Field(ge=0)] = 2
@@ -95,7 +98,8 @@ class Data(Section):
     index_dir: Path | None = None
     """Where indexes of shards go that lie in places one cannot write to."""
     max_bad_fraction: Fraction = 0.001
-    """The run stops when more than this share of the samples read so far was unusable (at least one is always let pass)."""
+    """The run stops when more than this share of the samples read so far was unusable (at least one is always let
+    pass)."""
     max_pixels: PositiveInt = 40_000_000
     """Pictures with this many pixels or more are bad samples."""
     max_caption_chars: PositiveInt = 5000
@@ -107,7 +111,8 @@ class Data(Section):
     """Per-channel mean and standard deviation that pictures are normalised with (defaults: CLIP's)."""
     augment: Augment = Augment()
     shuffle_captions: bool = False
-    """Control experiment: each picture gets another sample's caption, by a fixed permutation. Evaluation is untouched."""
+    """Control experiment: each picture gets another sample's caption, by a fixed permutation. Evaluation is
+    untouched."""
 
 
 class Schedule(Section):
@@ -118,8 +123,11 @@ class Schedule(Section):
 
 
 class Optim(Section):
-    name: Literal["adamw", "ds_fused_adam", "ds_cpu_adam", "apex_fused_adam", "apex_fused_lamb", "apex_fused_sgd"] = "adamw"
-    """`adamw` is torch's (fused where it can be). `ds_*` are DeepSpeed's and compile on first use; `apex_*` need NVIDIA's apex, built from source."""
+    name: Literal["adamw", "ds_fused_adam", "ds_cpu_adam", "apex_fused_adam", "apex_fused_lamb", "apex_fused_sgd"] = (
+        "adamw"
+    )
+    """`adamw` is torch's (fused where it can be). `ds_*` are DeepSpeed's and compile on first use; `apex_*` need
+    NVIDIA's apex, built from source."""
     lr: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """Not applied to norms, biases, logit scale, XCA temperature, layer scale and other 1-D parameters."""
@@ -226,7 +234,8 @@ class Log(Section):
 
 class Init(Section):
     from_: str | None = Field(default=None, alias="from")
-    """Starting weights: a RUN folder (its newest checkpoint), one checkpoint, an exported HF folder, or an open_clip or timm weights file (safetensors)."""
+    """Starting weights: a RUN folder (its newest checkpoint), one checkpoint, an exported HF folder, or an open_clip or
+    timm weights file (safetensors)."""
     weights: Literal["ema", "raw"] = "ema"
     """Which weights of a run to start from; raw where it keeps no average."""
 
@@ -253,4 +262,5 @@ class Config(Section):
     evaluate: Evaluate = Evaluate()
     log: Log = Log()
     ds: dict[str, Any] = {}
-    """The user's ds_config as read from `--ds_config` (empty: ZeRO stage 0). `config.ds.effective` makes the one that DeepSpeed gets."""
+    """The user's ds_config as read from `--ds_config` (empty: ZeRO stage 0). `config.ds.effective` makes the one that
+    DeepSpeed gets."""

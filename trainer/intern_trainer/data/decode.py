@@ -15,7 +15,7 @@ PICTURES = ("jpg", "jpeg", "png", "webp")
 TEXTS = ("txt", "json")
 
 
-class BadSample(Exception):  # noqa: N818 (it is no failure of the program)
+class BadSample(Exception):  # (it is no failure of the program)
     """A sample that is skipped, counted and named. `kind` is the short word that the counts go by."""
 
     def __init__(self, kind: str, reason: str) -> None:

@@ -17,12 +17,15 @@ class Task(Protocol):
     name: str
 
     def build_model(self) -> nn.Module:
-        """The model with its fresh weights; frozen parameters have requires_grad False. Called under `zero.Init` with ZeRO-3."""
+        """The model with its fresh weights; frozen parameters have requires_grad False. Called under `zero.Init` with
+        ZeRO-3."""
         ...
 
     def loss(self, forward: Forward, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of this rank's micro-batch (0-dim; its mean over ranks is the loss of the step) and metrics (0-dim, detached; averaged alike).
+        """Loss of this rank's micro-batch (0-dim; its mean over ranks is the loss of the step) and metrics (0-dim,
+        detached; averaged alike).
 
-        Calls `forward` exactly once, with the same modules on every rank, because ZeRO-3 gathers parameters module by module on all ranks together.
+        Calls `forward` exactly once, with the same modules on every rank, because ZeRO-3 gathers parameters module by
+        module on all ranks together.
         """
         ...

@@ -55,7 +55,8 @@ class ContrastiveTask:
         return towers
 
     def loss(self, forward: Forward, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Half of picture -> caption among all captions, half of caption -> picture among all pictures; rows are this rank's.
+        """Half of picture -> caption among all captions, half of caption -> picture among all pictures; rows are this
+        rank's.
 
         Its mean over ranks is the loss of the global micro-batch, and holds local x global logits at most.
         """

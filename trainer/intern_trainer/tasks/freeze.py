@@ -14,7 +14,8 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
     """Turn gradients off for the parameters that any pattern names.
 
     Args:
-        patterns: a child's name such as `image` (all of it), or an fnmatch pattern of full parameter names such as `image.stages.[01].*`.
+        patterns: a child's name such as `image` (all of it), or an fnmatch pattern of full parameter names such as
+            `image.stages.[01].*`.
 
     Raises:
         ConfigError: a pattern that matches nothing, or nothing left to train.
@@ -32,4 +33,6 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
         for parameter in matched:
             parameter.requires_grad_(False)
     if not any(p.requires_grad for p in model.parameters()):
-        raise ConfigError(f"model.freeze {list(patterns)} leaves nothing to train", "some parameter is trained", "freeze less")
+        raise ConfigError(
+            f"model.freeze {list(patterns)} leaves nothing to train", "some parameter is trained", "freeze less"
+        )

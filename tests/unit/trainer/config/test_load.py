@@ -34,7 +34,9 @@ def test_overrides_win_and_are_typed(recipe: Path) -> None:
 
 def test_a_brace_range_that_the_shell_expanded_is_one_source(recipe: Path) -> None:
     config = load_config(recipe, [f"data.train=/data/{i:05}.tar" for i in range(3)])
-    assert [source.location for source in config.data.train] == [["/data/00000.tar", "/data/00001.tar", "/data/00002.tar"]]
+    assert [source.location for source in config.data.train] == [
+        ["/data/00000.tar", "/data/00001.tar", "/data/00002.tar"]
+    ]
 
 
 def test_a_brace_range_in_quotes_stays_one_location(recipe: Path) -> None:
@@ -68,7 +70,13 @@ def test_all_errors_come_at_once(recipe: Path) -> None:
         load_config(recipe, ["optim.lrr=1", "train.steps=many", "nonsense", "train.global_batch=-1"])
     text = str(caught.value)
     assert len(caught.value.errors) == 4
-    for part in ("unknown key optim.lrr", "did you mean optim.lr?", "train.steps is 'many'", "argument 'nonsense'", "train.global_batch is -1"):
+    for part in (
+        "unknown key optim.lrr",
+        "did you mean optim.lr?",
+        "train.steps is 'many'",
+        "argument 'nonsense'",
+        "train.global_batch is -1",
+    ):
         assert part in text
 
 
@@ -92,7 +100,11 @@ WRONG = [
     (["data.train=[]"], "data.train is []", "at least 1 item"),
     (["data.train=[{weight: 2}]"], "data.train.0.location is missing", "set data.train.0.location"),
     (["data.std=[1,0,1]"], "data.std is [1.0, 0.0, 1.0]", "positive"),
-    (["evaluate.every=5", "checkpoint.best_metric=accuracy/top1"], "best_metric accuracy/top1 is not among", "zero_shot"),
+    (
+        ["evaluate.every=5", "checkpoint.best_metric=accuracy/top1"],
+        "best_metric accuracy/top1 is not among",
+        "zero_shot",
+    ),
     (["evaluate.test.zero_shot=[{data: a}, {data: b}]"], "evaluate.test has 2 entries named zero_shot", "`name`"),
     (["log.wandb={}"], "log.wandb.project is missing", "set log.wandb.project"),
 ]

@@ -7,6 +7,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from intern_trainer.config.schema import Config
 from intern_trainer.ranks import Ranks
@@ -16,8 +17,11 @@ ALONE = Ranks(0, 1, 0, torch.device("cpu"))
 
 
 def picture(number: int = 0, size: tuple[int, int] = (20, 16), kind: str = "PNG") -> bytes:
+    """Slanted stripes, so that each crop looks different."""
+    x, y = np.meshgrid(np.arange(size[0]), np.arange(size[1]))
+    pixels = np.stack([x * 7 + y * 3 + number * 37, x * 2 + y * 11 + number * 91, x * y + number], axis=-1) % 256
     buffer = io.BytesIO()
-    Image.new("RGB", size, (number * 37 % 256, number * 91 % 256, number % 256)).save(buffer, kind)
+    Image.fromarray(pixels.astype(np.uint8)).save(buffer, kind)
     return buffer.getvalue()
 
 
@@ -46,7 +50,8 @@ def write_shards(folder: Path, counts: list[int]) -> str:
 def config(train: Any, **data: Any) -> Config:
     batch = data.pop("global_batch", 8)
     micro = data.pop("micro_batch", None)
-    settings = {"lanes": 4, "shuffle_window": 8, "workers": 0, **data}
+    augment = {"crop_scale": (0.3, 1.0), "flip": 0.5}
+    settings = {"lanes": 4, "shuffle_window": 8, "workers": 0, "augment": augment, **data}
     return Config.model_validate(
         {
             "model": {"image_size": 8},

@@ -25,7 +25,9 @@ def test_a_tower_and_a_pattern() -> None:
     assert _trained(model) == ["image.1.weight", "text.weight"]
 
 
-@pytest.mark.parametrize(("patterns", "found"), [(["imag"], "matches no parameter"), (["image", "text"], "nothing to train")])
+@pytest.mark.parametrize(
+    ("patterns", "found"), [(["imag"], "matches no parameter"), (["image", "text"], "nothing to train")]
+)
 def test_useless_patterns_are_refused(patterns: list[str], found: str) -> None:
     with pytest.raises(ConfigError, match=found):
         freeze(_model(), patterns)
