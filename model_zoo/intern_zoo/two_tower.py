@@ -59,6 +59,14 @@ class TwoTower(nn.Module):
         # shape [1]: DeepSpeed cannot view a parameter without dimensions as bytes
         self.logit_scale = nn.Parameter(torch.full((1,), INITIAL_LOGIT_SCALE))
 
+    def train(self, mode: bool = True) -> TwoTower:
+        """A tower whose parameters are all frozen stays in evaluation mode: its running statistics are frozen, too."""
+        super().train(mode)
+        for tower in (self.image, self.text):
+            if not any(parameter.requires_grad for parameter in tower.parameters()):
+                tower.eval()
+        return self
+
     def encode_image(self, image: Tensor) -> Tensor:
         """[b, 3, h, w] to unit vectors [b, e]."""
         return F.normalize(self.image(image), dim=-1)

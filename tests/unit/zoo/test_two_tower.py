@@ -77,3 +77,15 @@ def test_models_of_a_fixed_size_get_the_pictures_size(size):
     with torch.device("meta"):
         model = create_two_tower("vit_tiny_patch16_224", image_size=size, embed_dim=16, text=TEXT)
     assert model.image.trunk.pos_embed.shape[1] == (size // 16) ** 2 + 1
+
+
+def test_a_frozen_tower_keeps_its_statistics():
+    model = create_two_tower("metanet_debug", 32, 16, {"width": 16, "layers": 1, "heads": 2, "context_length": 8})
+    model.image.requires_grad_(False)
+    model.train()
+    assert not any(module.training for module in model.image.modules())
+    assert all(module.training for module in model.text.modules())
+    before = {name: buffer.clone() for name, buffer in model.image.named_buffers()}
+    model(image=torch.randn(2, 3, 32, 32))
+    assert before
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.image.named_buffers())
