@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
-from tests.distributed.spawn import run_ranks
+from tests.distributed.spawn import REPOSITORY, free_port, rank_environment, run_ranks
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +72,18 @@ def test_one_ranks_trouble_is_every_ranks_end() -> None:
     )
     assert ranks[1]["bug"]["ended"].startswith("KeyError")
     assert ranks[0]["fine"]["loss"] == ranks[1]["fine"]["loss"]
+
+
+def test_an_error_that_all_ranks_have_is_said_once(tmp_path: Path) -> None:
+    port = free_port()
+    command = [sys.executable, "trainer/run.py", f"data.train={tmp_path}/none.tar", f"run.dir={tmp_path}/run"]
+    processes = [
+        subprocess.Popen(
+            command, cwd=REPOSITORY, env=rank_environment(rank, 2, port), stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [3, 3]
+    assert "".join(said).count("data error") == 1, said
+    assert "Traceback" not in "".join(said)
