@@ -32,7 +32,7 @@ def interrupted_and_not(tmp_path: Path, launcher: str, after: int, **options: in
         run.kill()
     die_inside_a_save(folder, launcher, **options)
     reached = max(losses(folder))
-    steps = max(reached, *saved_steps(folder)) + 3
+    steps = max([reached, *saved_steps(folder)]) + 3
     interrupted = finish(folder, launcher, steps, **options)
     assert not list((folder / "checkpoints").glob(".*"))
     assert sorted(interrupted) == list(range(1, steps + 1))
