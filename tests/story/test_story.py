@@ -98,7 +98,7 @@ def test_it_goes_on_where_it_stopped_and_evaluates_the_same(story: tuple[Path, s
     after = read(folder / "evaluation.json")
     assert len(after) == 3
     assert after[-1]["results"] == pytest.approx(before["results"], abs=1.5 / before["counts"]["retrieval/count"])
-    longer = run(sys.executable, "trainer/run.py", *SMALL, f"run.dir={folder}", "train.steps=7")
+    longer = run(sys.executable, "trainer/run.py", "train.steps=7", *SMALL[1:], f"run.dir={folder}")
     assert "resuming from" in longer
     assert [record["step"] for record in records(folder)] == [1, 2, 3, 4, 5, 6, 7]
     assert len(read(folder / "run.json")["starts"]) == 2
