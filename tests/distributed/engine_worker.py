@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def run_steps(
 
 
 def debug_config(case: dict[str, Any], world_size: int) -> Any:
-    """The real model at debug size."""
+    """The real model at debug size; its gradients on noise are large, so its learning rate is small."""
     config = case_config(case, world_size)
     model = {
         "image": "metanet_debug",
@@ -56,7 +57,15 @@ def debug_config(case: dict[str, Any], world_size: int) -> Any:
         "embed_dim": 32,
         "text": {"width": 32, "layers": 2, "heads": 2, "context_length": 16},
     }
-    return config.model_copy(update={"model": Model.model_validate(model)})
+    optim = config.optim.model_copy(update={"lr": 1e-4})
+    return config.model_copy(update={"model": Model.model_validate(model), "optim": optim})
+
+
+def build_debug(config: Any, ranks: Ranks) -> torch.nn.Module:
+    """The real towers at temperature 1, so that the roundings of bf16 features are not multiplied by 14."""
+    towers = ContrastiveTask(config, ranks).build_model()
+    torch.nn.init.zeros_(towers.logit_scale)
+    return towers
 
 
 def debug_batch(step: int, micro: int, size: int) -> dict[str, torch.Tensor]:
@@ -72,7 +81,7 @@ def debug_parity(ranks: Ranks, cases: list[dict[str, Any]]) -> list[dict[str, An
     results = []
     for case in cases:
         config = debug_config(case, ranks.world_size)
-        engine = build_engine(config, ranks, ContrastiveTask(config, ranks).build_model)
+        engine = build_engine(config, ranks, partial(build_debug, config, ranks))
         results.append(run_steps(engine, config, ranks, case["accumulation"], range(case["steps"]), debug_batch))
         engine.close()
     return results

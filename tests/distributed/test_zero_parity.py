@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from intern_trainer.ranks import Ranks
-from intern_trainer.tasks.contrastive import ContrastiveTask
 
-from tests.distributed.engine_worker import case_config, debug_batch, debug_config
+from tests.distributed.engine_worker import build_debug, case_config, debug_batch, debug_config
 from tests.distributed.spawn import run_ranks
 from tests.distributed.towers import train_plainly
 
@@ -84,7 +83,7 @@ def plain(precision: str, accumulation: int, clip: float) -> tuple[list[float], 
 @cache
 def plain_debug(precision: str, accumulation: int, steps: int) -> tuple[list[float], list[float]]:
     config = debug_config({"stage": 0, "precision": precision, "accumulation": accumulation}, 1)
-    build = ContrastiveTask(config, Ranks(0, 1, 0, torch.device("cpu"))).build_model
+    build = partial(build_debug, config, Ranks(0, 1, 0, torch.device("cpu")))
     return train_plainly(config, accumulation, steps, build, debug_batch)
 
 
@@ -124,13 +123,9 @@ def test_the_real_towers_train_as_in_one_process(index: int, on_two: list[Any]) 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_the_real_towers_train_as_in_one_process_over_20_steps(ranks: int) -> None:
-    cases = [
-        {"stage": stage, "precision": precision, "accumulation": 2, "steps": STEPS}
-        for stage in range(4)
-        for precision in ("fp32", "bf16")
-    ]
+    cases = [{"stage": stage, "precision": "fp32", "accumulation": 2, "steps": STEPS} for stage in range(4)]
     for case, result in zip(cases, run(ranks, ("debug_parity", cases))[0], strict=True):
-        compare(case, result, plain_debug(case["precision"], 2, STEPS))
+        compare(case, result, plain_debug("fp32", 2, STEPS))
 
 
 @pytest.mark.parametrize("index", range(len(READERS)), ids=labels(READERS))
