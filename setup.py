@@ -27,7 +27,7 @@ setup(
     package_data={
         "intern_trainer": [
             "data/embedded/*.md",
-            "data/embedded/shards/*",
+            "data/embedded/shards/*.tar",
             "report/*.html",
             "config/*.json",
         ],
@@ -51,7 +51,6 @@ setup(
         "fsspec[http]>=2025.3",
         "rich>=13",
         "tensorboard>=2.18",
-        "matplotlib>=3.9",
         "jinja2>=3.1",
         "psutil>=6",
     ],

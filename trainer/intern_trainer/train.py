@@ -16,11 +16,13 @@ from intern_trainer.callbacks.progress import ProgressLine
 from intern_trainer.callbacks.records import Records, Sink
 from intern_trainer.callbacks.sinks import JsonLines, TensorBoard, WeightsAndBiases
 from intern_trainer.checkpoint.estimate import announce_slow_saves
+from intern_trainer.config import ds
+from intern_trainer.config.checks import check_world
 from intern_trainer.config.load import DEFAULT_RECIPE
 from intern_trainer.config.schema import Benchmark, Config
 from intern_trainer.data import TrainData, build_train_data
 from intern_trainer.engine import Engine, build_engine
-from intern_trainer.errors import UserError
+from intern_trainer.errors import ConfigError, ConfigErrors, UserError
 from intern_trainer.evaluate.results import results_entry, results_table
 from intern_trainer.evaluate.samples import sample_captions
 from intern_trainer.evaluate.text import blank_image, blank_text, tokenize
@@ -66,6 +68,7 @@ def train(config: Config, run_dir: Path, new_order: bool = False) -> int:
     with StopSignals() as signals:
         ranks = init_ranks()
         start_logging(ranks.rank, ranks.world_size)
+        check_before_start(config, ranks)
         folder = RunFolder(run_dir)
         newest = find_checkpoint(config, folder, ranks)
         if is_finished(config, folder, newest, ranks):
@@ -84,6 +87,21 @@ def train(config: Config, run_dir: Path, new_order: bool = False) -> int:
         if ranks.is_main and state.stop_reason:
             folder.update_run(status="unfinished", step=state.step, phases=durations)
         return 0
+
+
+def check_before_start(config: Config, ranks: Ranks) -> None:
+    """All that can be wrong with a configuration once the number of ranks is known, before data and model are touched.
+
+    Raises:
+        ConfigErrors: what is wrong, all at once.
+    """
+    errors = [*check_world(config, ranks.world_size), *ds.agree(config.ds, config, ranks.world_size)]
+    try:
+        build_task(config, ranks)
+    except ConfigError as error:
+        errors.append(error)
+    if errors:
+        raise ConfigErrors(errors)
 
 
 def _train(

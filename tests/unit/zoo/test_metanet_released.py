@@ -55,7 +55,7 @@ def test_outputs(name: str) -> None:
         assert max(worst.values()) <= 1e-5, f"{name} at {size}: {worst}"
 
 
-@pytest.mark.parametrize("name", ["metanet_b4", "uninet_b1"])
+@pytest.mark.parametrize("name", [pytest.param("metanet_b4", marks=pytest.mark.slow), "uninet_b1"])
 def test_a_training_pass(name: str) -> None:
     """Batch statistics, gradients and running statistics."""
     model = released(name)
