@@ -108,7 +108,7 @@ def export_run(
     try:
         with phase(f"exporting {reader.path} to {to}"):
             size = write_folder(
-                to,
+                to.resolve(),  # it is loaded in a process with another current folder
                 exportable,
                 reader.weights(which),
                 card,

@@ -46,9 +46,10 @@ def run(tmp_path_factory):
     return folder, config, model
 
 
-def test_folder_holds_the_averaged_weights_the_card_and_the_code(run, tmp_path):
+def test_folder_holds_the_averaged_weights_the_card_and_the_code(run, tmp_path, monkeypatch):
     folder, _, model = run
-    report = export_run(folder, tmp_path / "hf", max_shard_bytes=2_000_000)
+    monkeypatch.chdir(tmp_path)
+    report = export_run(folder, Path("hf"), max_shard_bytes=2_000_000)  # as people give folders: relative
     out = tmp_path / "hf"
     weights = dict(read_folder(out))
     assert weights.keys() == model.state_dict().keys()
