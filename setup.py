@@ -69,7 +69,8 @@ setup(
             "import-linter>=2.5",
             "types-PyYAML",
             "types-psutil",
-            "webdataset>=1.0",
+            "torchmetrics>=1.5",  # the reference that metrics are tested against
+            "webdataset>=1.0",  # the peer in `python -m benchmarks loader`
         ],
     },
     entry_points={"console_scripts": ["intern-trainer=intern_trainer.cli:main"]},
