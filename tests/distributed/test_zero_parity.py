@@ -114,6 +114,13 @@ def test_four_ranks_train_as_one_process(index: int, on_four: list[Any]) -> None
     compare(case, on_four[0][index], plain(case["precision"], case["accumulation"], case["clip"]))
 
 
+@pytest.mark.slow
+def test_four_ranks_train_as_one_process_in_every_other_stage_and_precision() -> None:
+    cases = [case for case in PARITY if case["clip"] and case not in PARITY_ON_FOUR]
+    for case, result in zip(cases, run(4, ("parity", cases))[0], strict=True):
+        compare(case, result, plain(case["precision"], case["accumulation"], case["clip"]))
+
+
 @pytest.mark.parametrize("index", range(len(DEBUG)), ids=labels(DEBUG))
 def test_the_real_towers_train_as_in_one_process(index: int, on_two: list[Any]) -> None:
     case = DEBUG[index]
