@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +24,7 @@ from intern_trainer.config.load import DEFAULT_RECIPE
 from intern_trainer.config.schema import Benchmark, Config
 from intern_trainer.data import TrainData, build_train_data
 from intern_trainer.engine import Engine, build_engine
-from intern_trainer.errors import ConfigError, ConfigErrors, UserError
+from intern_trainer.errors import ConfigError, ConfigErrors, EnvironmentFault, UserError
 from intern_trainer.evaluate.results import results_entry, results_table
 from intern_trainer.evaluate.samples import sample_captions
 from intern_trainer.evaluate.text import blank_image, blank_text, tokenize
@@ -78,11 +80,12 @@ def train(config: Config, run_dir: Path, new_order: bool = False) -> int:
         ranks.on_main(lambda: describe_start(folder, config, ranks))
         log_to_file(run_dir, ranks.rank)
         try:
-            state = _train(config, folder, newest, ranks, new_order, signals)
+            state = _train_or_say_full(config, folder, newest, ranks, new_order, signals)
         except UserError as error:
             log.info("%s", error, extra={"file_only": True})
             if ranks.is_main:
-                folder.update_run(status="failed", error=str(error))
+                with suppress(OSError):  # on a full disk the error itself is what counts
+                    folder.update_run(status="failed", error=str(error))
             raise
         if ranks.is_main and state.stop_reason:
             folder.update_run(status="unfinished", step=state.step, phases=durations)
@@ -102,6 +105,22 @@ def check_before_start(config: Config, ranks: Ranks) -> None:
         errors.append(error)
     if errors:
         raise ConfigErrors(errors)
+
+
+def _train_or_say_full(
+    config: Config, folder: RunFolder, newest: Path | None, ranks: Ranks, new_order: bool, signals: StopSignals
+) -> State:
+    """`_train`; records and results that find the disk full are an error in words, as checkpoints are by themselves."""
+    try:
+        return _train(config, folder, newest, ranks, new_order, signals)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise EnvironmentFault(
+            f"the disk is full: {error.filename or folder.path} could not be written",
+            "a run writes records and results as it goes on; every checkpoint already there is whole",
+            "free space, then run the same command again",
+        ) from error
 
 
 def _train(
