@@ -47,6 +47,10 @@ class ConfigErrors(UserError):
         super().__init__(f"{len(errors)} configuration error(s)")
         self.errors = list(errors)
 
+    def __reduce__(self) -> tuple[type[ConfigErrors], tuple[list[ConfigError]]]:
+        """Ranks send errors to each other: made again from the errors, not from the message."""
+        return ConfigErrors, (self.errors,)
+
     def __str__(self) -> str:
         return "\n".join(str(error) for error in self.errors)
 

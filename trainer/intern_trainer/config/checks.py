@@ -50,15 +50,6 @@ def check_world(config: Config, world_size: int) -> list[ConfigError]:
                 f"train.micro_batch={_largest_divisor(per_rank, train.micro_batch)}",
             )
         )
-    if config.data.lanes % world_size:
-        errors.append(
-            ConfigError(
-                f"data.lanes {config.data.lanes} over {world_size} ranks leaves {config.data.lanes % world_size} lanes",
-                "each rank serves the same number of lanes",
-                f"a number of ranks that divides {config.data.lanes}; "
-                "changing data.lanes changes the order of the data",
-            )
-        )
     return errors
 
 

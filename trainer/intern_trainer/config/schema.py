@@ -87,8 +87,8 @@ class Augment(Section):
 class Data(Section):
     train: Sources = [Source(location=["embedded:train"])]
     lanes: PositiveInt = 64
-    """Fixed number of virtual readers that the order of samples is made of; a multiple of the world size, a divisor of
-    the global batch."""
+    """Fixed number of virtual readers that the order of samples is made of; a divisor of the global batch. Best a
+    multiple of the world size: ranks then share no lane."""
     shuffle_window: PositiveInt = 2048
     """Samples of one lane that are shuffled among themselves."""
     workers: Annotated[int, Field(ge=0)] = 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,12 @@ def test_batch_plan_divides() -> None:
     plan = batch_plan(_sized(64, 8, 4), 4)
     assert (plan.micro, plan.accumulation, plan.per_rank) == (8, 2, 16)
     assert batch_plan(_sized(64, None, 4), 2).accumulation == 1
+    assert batch_plan(_sized(96, None, 32), 24).per_rank == 4  # ranks may share a lane
+
+
+def test_errors_reach_other_ranks_whole() -> None:
+    both = ConfigErrors([ConfigError("found", "rule", "fix"), ConfigError("more")])
+    assert str(pickle.loads(pickle.dumps(both))) == str(both)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +153,6 @@ def test_batch_plan_divides() -> None:
     [
         (_sized(64, None, 3), 3, "train.global_batch 64 over 3 ranks leaves 1 samples", "train.global_batch=63"),
         (_sized(64, 12, 2), 2, "train.micro_batch 12 does not divide the 32 samples a rank", "train.micro_batch=8"),
-        (_sized(64, None, 2), 4, "data.lanes 2 over 4 ranks leaves 2 lanes", "a number of ranks that divides 2"),
     ],
 )
 def test_world_size_must_divide(config: Config, world: int, found: str, fix: str) -> None:
