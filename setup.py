@@ -43,6 +43,7 @@ setup(
         "open_clip_torch>=3.3",
         "timm>=1.0.20",
         "tokenizers>=0.22",
+        "ftfy>=6",  # the export takes its tables; open_clip cleans captions with it
         "safetensors>=0.6",
         "pydantic>=2.10",
         "pyyaml>=6",

@@ -60,11 +60,6 @@ class MetaNetConfig:
         return replace(self, **overrides)
 
     @property
-    def total_stride(self) -> int:
-        """Input pixels per position of the last map, along one side."""
-        return self.reductions[-1]
-
-    @property
     def reductions(self) -> tuple[int, ...]:
         """Output stride of each stage in input pixels; the stem has stride 2."""
         reductions, reduction = [], 2
