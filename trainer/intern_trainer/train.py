@@ -33,7 +33,7 @@ from intern_trainer.observe.flops import forward_flops
 from intern_trainer.observe.log import log_to_file, start_logging
 from intern_trainer.observe.mfu import device_peak
 from intern_trainer.observe.phases import durations, phase, show_seconds
-from intern_trainer.observe.start import describe_start
+from intern_trainer.observe.start import describe_settings, describe_start
 from intern_trainer.optim import learning_rate
 from intern_trainer.ranks import Ranks, init_ranks
 from intern_trainer.report import write_report
@@ -134,6 +134,7 @@ def _train(
             engine = build_engine(config, ranks, task.build_model)
         announce_slow_saves(engine, folder.path, ranks)
         progress = starting_point(config, newest, engine, data, ranks, new_order)
+        ranks.on_main(lambda: describe_settings(folder, config, ranks))
         state = State(
             config, folder.path, ranks, config.train.steps, progress.step, progress.samples, seconds=progress.seconds
         )

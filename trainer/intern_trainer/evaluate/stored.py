@@ -6,6 +6,8 @@ import logging
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import Tensor, nn
+
 from intern_trainer import checkpoint, evaluate
 from intern_trainer.config.schema import Config
 from intern_trainer.errors import CheckpointError
@@ -35,7 +37,7 @@ def evaluate_run(
         path: the checkpoint; None: the newest good one.
 
     Raises:
-        CheckpointError: no checkpoint, a damaged one, or no average where `ema` is asked for.
+        CheckpointError: no checkpoint, a damaged one, one of another model, or no average where `ema` is asked for.
     """
     set_threads(config)
     ranks = init_ranks()
@@ -49,7 +51,7 @@ def evaluate_run(
         if which == "ema" and not reader.names(EMA):
             raise CheckpointError(f"{path} holds no moving average", "it is kept with train.ema_decay", "--weights raw")
         model = build_task(config, ranks).build_model().to(ranks.device)
-        model.load_state_dict(dict(reader.weights(which)))
+        _take(model, dict(reader.weights(which)), path)
     with phase(f"evaluating {split}"):
         benchmark = config.evaluate.test if split == "test" else config.evaluate.validation
         results = evaluate.run(model.eval(), benchmark, config, ranks)
@@ -58,3 +60,16 @@ def evaluate_run(
         folder.add_evaluation(entry)
     log.info(results_table(entry))
     return entry
+
+
+def _take(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    state = model.state_dict()
+    names = state.keys() | weights.keys()
+    wrong = [n for n in names if n not in state or n not in weights or state[n].shape != weights[n].shape]
+    if wrong:
+        raise CheckpointError(
+            f"{path} is of another model: {len(wrong)} tensors do not fit, such as {min(wrong)}",
+            "a checkpoint is evaluated with the model that it was saved from",
+            f"leave the model section as in {path}/config.json",
+        )
+    model.load_state_dict(weights)

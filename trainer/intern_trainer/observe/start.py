@@ -16,8 +16,7 @@ from intern_trainer.run_folder import RunFolder
 
 
 def describe_start(folder: RunFolder, config: Config, ranks: Ranks) -> None:
-    """Make the run's folder and its config.yaml, ds_config.json and run.json; called on rank 0. Every start of the
-    run is kept in `starts`.
+    """Make the run's folder and its run.json; called on rank 0. Every start of the run is kept in `starts`.
 
     Raises:
         EnvironmentFault: the folder cannot be written.
@@ -34,11 +33,16 @@ def describe_start(folder: RunFolder, config: Config, ranks: Ranks) -> None:
         folder.path.mkdir(parents=True, exist_ok=True)
         earlier = folder.read(folder.run, {}).get("starts", [])
         folder.update_run(status="starting", steps=config.train.steps, starts=[*earlier, start])
-        write_config(config, folder.config)
-        effective = json.dumps(ds.effective(config, ranks.world_size), indent=2)
-        folder.ds_config.write_text(effective + "\n", encoding="utf-8")
     except OSError as error:
         raise EnvironmentFault(
             f"the run's folder {folder.path} cannot be written: {error.strerror or error}",
             fix="give another run.dir, or make room",
         ) from error
+
+
+def describe_settings(folder: RunFolder, config: Config, ranks: Ranks) -> None:
+    """Write config.yaml and ds_config.json; called on rank 0, once the run's checkpoint has been taken up: a start that
+    is refused leaves the settings of the run that is there."""
+    write_config(config, folder.config)
+    effective = json.dumps(ds.effective(config, ranks.world_size), indent=2)
+    folder.ds_config.write_text(effective + "\n", encoding="utf-8")

@@ -5,10 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from intern_trainer.config.load import load_config
+from intern_trainer.config.schema import Config
 from intern_trainer.observe import phases
 from intern_trainer.observe.log import log_to_file, start_logging
 from intern_trainer.observe.memory import memory_bytes, show_bytes
+from intern_trainer.observe.start import describe_settings, describe_start
 from intern_trainer.observe.versions import blank_secrets, command_line, git_state, versions
+from intern_trainer.ranks import Ranks
+from intern_trainer.run_folder import RunFolder
 
 
 @pytest.mark.parametrize(
@@ -70,3 +75,14 @@ def test_no_secret_is_written_down() -> None:
     assert "k3y" not in command
     assert "optim.lr=1" in command
     assert blank_secrets("HF_TOKEN=hf_x") == "HF_TOKEN=***"
+
+
+def test_settings_are_written_apart_from_the_start(tmp_path: Path) -> None:
+    """A start whose checkpoint is refused must leave the settings of the run that is there."""
+    folder, ranks, config = RunFolder(tmp_path / "run"), Ranks(0, 1, 0, torch.device("cpu")), Config()
+    describe_start(folder, config, ranks)
+    assert folder.read(folder.run, {})["starts"][0]["world_size"] == 1
+    assert not folder.config.exists()
+    describe_settings(folder, config, ranks)
+    assert load_config(folder.config) == config
+    assert folder.read(folder.ds_config, {})["train_batch_size"] == config.train.global_batch
