@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from intern_trainer.config.schema import Config
+from intern_trainer.observe.versions import blank_secrets
 
 _USE = """```python
 from PIL import Image
@@ -67,7 +68,7 @@ def model_card(
         "## Figures",
         _figures(evaluations),
         "## Recipe",
-        f"```yaml\n{yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)}```",
+        f"```yaml\n{blank_secrets(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))}```",
         "## Licence and limits",
         "The code is under Apache-2.0. What the weights may be used for also depends on the data that they were "
         "trained on, see `data.train` above. The model repeats what its data holds, errors and prejudice included; "

@@ -12,6 +12,7 @@ from intern_trainer.callbacks.sinks import read_records
 from intern_trainer.errors import ConfigError
 from intern_trainer.observe.memory import show_bytes
 from intern_trainer.observe.phases import show_seconds
+from intern_trainer.observe.versions import blank_secrets
 from intern_trainer.report.charts import Line, line_chart, smoothed
 from intern_trainer.run_folder import RunFolder
 
@@ -48,7 +49,7 @@ def _content(folder: RunFolder, records: list[dict[str, float]]) -> dict[str, An
         "starts": len(run.get("starts", [])),
         "facts": run.get("facts", {}),
         "phases": {what: show_seconds(seconds) for what, seconds in run.get("phases", {}).items()},
-        "config": folder.config.read_text(encoding="utf-8"),
+        "config": blank_secrets(folder.config.read_text(encoding="utf-8")),
         "recipe": yaml.safe_load(folder.config.read_text(encoding="utf-8")),
         "ds_config": folder.ds_config.read_text(encoding="utf-8") if folder.ds_config.is_file() else "",
         "last": last,

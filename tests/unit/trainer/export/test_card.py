@@ -1,0 +1,15 @@
+"""The model card is made to be given away."""
+
+from __future__ import annotations
+
+from intern_trainer.config.schema import Config
+from intern_trainer.export.card import model_card
+
+
+def test_no_credentials_of_a_data_source_are_published() -> None:
+    config = Config.model_validate({"data": {"train": "https://user:pa55@host/a.tar?X-Amz-Signature=abc"}})
+    card = model_card(config, "hf", "zero-shot-image-classification", (), 1, {}, [])
+    assert "@" not in card.split("## Recipe")[1].replace("R@", "")
+    assert "pa55" not in card
+    assert "Signature" not in card
+    assert "host/a.tar" in card
