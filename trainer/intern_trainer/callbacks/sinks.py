@@ -73,8 +73,8 @@ class TensorBoard:
     def start(self, state: State) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        purge = state.step + 1 if state.step else None
-        self._writer: SummaryWriter = SummaryWriter(str(self.folder), purge_step=purge)
+        # also at step 0: a start that was killed before its first checkpoint has left events
+        self._writer: SummaryWriter = SummaryWriter(str(self.folder), purge_step=state.step + 1)
 
     def write(self, step: int, record: dict[str, float]) -> None:
         for name, value in record.items():
