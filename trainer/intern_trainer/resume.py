@@ -43,9 +43,10 @@ def is_finished(config: Config, folder: RunFolder, newest: Path | None, ranks: R
     """Whether all steps are done and evaluated, and the report is written. Collective."""
 
     def finished() -> bool:
-        if newest is None or not folder.report.is_file() or folder.read(folder.run, {}).get("status") != "finished":
+        if newest is None or not folder.report.is_file():
             return False
-        return CheckpointReader(newest).progress.step >= config.train.steps
+        step = CheckpointReader(newest).progress.step
+        return step >= config.train.steps and folder.was_evaluated("test", step)
 
     return ranks.on_main(finished)
 

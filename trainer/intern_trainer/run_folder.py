@@ -65,6 +65,10 @@ class RunFolder:
         kept = [old for old in self.read(self.evaluation, []) if any(old[key] != entry[key] for key in same)]
         self.write(self.evaluation, [*kept, entry])
 
+    def was_evaluated(self, split: str, step: int) -> bool:
+        """Whether evaluation.json holds results of this split and step."""
+        return any(entry["split"] == split and entry["step"] == step for entry in self.read(self.evaluation, []))
+
     def forget_evaluations_after(self, step: int) -> list[dict[str, Any]]:
         """Drop what was evaluated after the step that the run goes on from; gives what stays."""
         entries = self.read(self.evaluation, [])

@@ -208,8 +208,7 @@ def evaluate_now(
     with phase(f"evaluating {split}"), engine.weights(weights):
         results = evaluate.run(engine, benchmark, config, state.ranks)
     entry = results_entry(split, state.step, weights, results)
-    if state.ranks.is_main:
-        folder.add_evaluation(entry)
+    state.ranks.on_main(lambda: folder.add_evaluation(entry))
     log.info(results_table(entry))
     return entry["results"]
 
@@ -221,12 +220,13 @@ def best_weights(config: Config) -> Literal["ema", "raw"]:
 
 def finish(config: Config, folder: RunFolder, engine: Engine, state: State) -> None:
     """Test evaluation, pictures with their captions, report. Collective."""
+    if not state.ranks.on_main(lambda: folder.was_evaluated("validation", state.step)):  # stopped at the last step
+        evaluate_now(config, folder, engine, state, "validation", config.evaluate.validation)
     evaluate_now(config, folder, engine, state, "test", config.evaluate.test)
     if config.evaluate.test.retrieval:
         with phase("captioning test pictures"), engine.weights(best_weights(config)):
             samples = sample_captions(engine, config.evaluate.test.retrieval[0], config, state.ranks)
-        if state.ranks.is_main:
-            folder.write(folder.samples, samples)
+        state.ranks.on_main(lambda: folder.write(folder.samples, samples))
     with phase("writing the report"):
         if state.ranks.is_main:
             folder.update_run(status="finished", step=state.step, phases=durations)

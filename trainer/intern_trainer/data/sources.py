@@ -168,5 +168,7 @@ def _names(sources: list[Source]) -> list[str]:
         first = source.location[0] if source.location else ""
         folder = first.replace(":", "-") if first.startswith("embedded:") else PurePosixPath(first).parent.name
         name = source.name or folder or "data"
-        names.append(name if name not in names else f"{name}-{len(names) + 1}")
+        taken = {*names, *(other.name for other in sources)} - {source.name}
+        numbered = (f"{name}-{number}" for number in itertools.count(2))
+        names.append(name if name not in taken and name not in names else next(n for n in numbered if n not in taken))
     return names

@@ -76,11 +76,6 @@ class TrainData:
             "shuffle_captions": data.shuffle_captions,
         }
 
-    @property
-    def samples_per_epoch(self) -> int:
-        """Samples of all sources together."""
-        return sum(source.total for source in self._sources)
-
     def report(self) -> dict[str, Any]:
         """This rank's samples read so far, and the unusable ones among them by kind (each counted once)."""
         return {"read": self._read, "bad": len(self._bad_ids), "bad_by_kind": dict(self._bad)}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from intern_trainer.engine.guards import refuse_scalar_parameters
 from intern_trainer.engine.runtime import load_deepspeed
-from intern_trainer.errors import UserError
+from intern_trainer.errors import TrainingError, UserError
 from intern_trainer.ranks import Ranks
 
 Build = Callable[[], nn.Module]
@@ -25,7 +25,8 @@ there on.
 
 def build_model(build: Build, ranks: Ranks, on_meta: bool = False) -> nn.Module:
     """Call `build`; what goes wrong on one rank is raised on all of them, so that none waits for ever."""
-    model, failure = None, None
+    model: nn.Module | None = None
+    failure: Exception | None = None
     try:
         if on_meta:
             with torch.device("meta"):
@@ -33,13 +34,21 @@ def build_model(build: Build, ranks: Ranks, on_meta: bool = False) -> nn.Module:
         else:
             model = build()
         refuse_scalar_parameters(model)
-    except UserError as error:
+    except Exception as error:
         failure = error
-    failures = [error for error in ranks.gather(failure) if error is not None]
+    told = failure if failure is None or isinstance(failure, UserError) else _foreign(failure, ranks.rank)
+    failures = [error for error in ranks.gather(told) if error is not None]
+    if failure is not None:
+        raise failure
     if failures:
         raise failures[0]
     assert model is not None
     return model
+
+
+def _foreign(error: Exception, rank: int) -> TrainingError:
+    """What the other ranks are told of an error that is a bug; it keeps its stack trace on its own rank."""
+    return TrainingError(f"rank {rank} could not build the model: {type(error).__name__}: {error}")
 
 
 def whole_weights(model: nn.Module) -> Shards:

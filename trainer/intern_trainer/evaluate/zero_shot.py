@@ -17,7 +17,7 @@ from intern_trainer.data import EvalPairs, embedded
 from intern_trainer.errors import DataError
 from intern_trainer.evaluate.features import batches_in_lockstep, gather_rows, in_lockstep, sum_over_ranks
 from intern_trainer.evaluate.metrics import hits, retrieval_ranks
-from intern_trainer.evaluate.text import blank_image, blank_text, prompts, tokenize
+from intern_trainer.evaluate.text import blank_image, prompts, tokenize
 from intern_trainer.ranks import Ranks
 
 KS = (1, 5)
@@ -31,9 +31,8 @@ def evaluate_zero_shot(forward: Any, entry: ZeroShot, config: Config, ranks: Ran
     names = [class_prompt(name, entry) for name in classes]
     heads_ce = class_features(forward, names, entry.templates, config, ranks)
     index = {name: number for number, name in enumerate(classes)}
-    per_class = torch.zeros(
-        2, len(classes), dtype=torch.int64, device=ranks.device
-    )  # pictures, and those that top 1 gets right
+    # pictures of each class, and those that top 1 gets right
+    per_class = torch.zeros(2, len(classes), dtype=torch.int64, device=ranks.device)
     found = torch.zeros(len(KS), dtype=torch.int64, device=ranks.device)
     for batch in batches_in_lockstep(pictures, ranks):
         if batch is None:
@@ -79,14 +78,14 @@ def class_prompt(name: str, entry: ZeroShot) -> str:
 
 def class_features(forward: Any, names: Sequence[str], templates: str, config: Config, ranks: Ranks) -> Tensor:
     """Unit-norm mean of the prompts' features of each class: [classes, e]. Ranks share the classes among them."""
-    mine = names[ranks.rank :: ranks.world_size]
+    mine, size = names[ranks.rank :: ranks.world_size], config.evaluate.batch
     features = []
     for name in in_lockstep(mine, ranks):
-        if name is None:
-            forward(text=blank_text(config, ranks))
-            continue
-        tokens = tokenize(prompts(name, templates), config).to(ranks.device)
-        features.append(F.normalize(forward(text=tokens).text_features.float().mean(dim=0), dim=0))
+        # every class has as many prompts, so that all ranks go through the tower equally often
+        tokens = tokenize(prompts(name or "nothing", templates), config).to(ranks.device)
+        found_pe = torch.cat([forward(text=part).text_features.float() for part in tokens.split(size)])
+        if name is not None:
+            features.append(F.normalize(found_pe.mean(dim=0), dim=0))
     stacked = torch.stack(features) if features else torch.zeros(0, config.model.embed_dim, device=ranks.device)
     gathered = gather_rows(stacked, ranks)
     order = [number for rank in range(ranks.world_size) for number in range(rank, len(names), ranks.world_size)]

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import torch
 
-# Dense peak in TFLOP/s by (part of the device's name, precision), from NVIDIA's data sheets; fp32 means TF32 matrix
-# products where the device
-# has them. The first match counts, so longer names come first.
+# Dense peak in TFLOP/s by (part of the device's name, precision), from NVIDIA's data sheets. fp32 is that of plain fp32
+# arithmetic, since nothing here turns TF32 on. The first match counts, so longer names come first.
 _PEAKS: tuple[tuple[str, dict[str, float]], ...] = (
-    ("GB200", {"bf16": 2500, "fp16": 2500, "fp32": 1250}),
-    ("B200", {"bf16": 2250, "fp16": 2250, "fp32": 1100}),
-    ("B100", {"bf16": 1750, "fp16": 1750, "fp32": 900}),
-    ("H100 PCIe", {"bf16": 756, "fp16": 756, "fp32": 378}),
-    ("H100 NVL", {"bf16": 835, "fp16": 835, "fp32": 418}),
-    ("GH200", {"bf16": 989, "fp16": 989, "fp32": 495}),
-    ("H200", {"bf16": 989, "fp16": 989, "fp32": 495}),
-    ("H100", {"bf16": 989, "fp16": 989, "fp32": 495}),
-    ("H800", {"bf16": 989, "fp16": 989, "fp32": 495}),
-    ("A100", {"bf16": 312, "fp16": 312, "fp32": 156}),
-    ("A800", {"bf16": 312, "fp16": 312, "fp32": 156}),
-    ("L40S", {"bf16": 362, "fp16": 362, "fp32": 183}),
-    ("A10", {"bf16": 125, "fp16": 125, "fp32": 62.5}),
+    ("GB200", {"bf16": 2500, "fp16": 2500}),
+    ("B200", {"bf16": 2250, "fp16": 2250}),
+    ("B100", {"bf16": 1750, "fp16": 1750}),
+    ("H100 PCIe", {"bf16": 756, "fp16": 756, "fp32": 51}),
+    ("H100 NVL", {"bf16": 835, "fp16": 835, "fp32": 60}),
+    ("GH200", {"bf16": 989, "fp16": 989, "fp32": 67}),
+    ("H200", {"bf16": 989, "fp16": 989, "fp32": 67}),
+    ("H100", {"bf16": 989, "fp16": 989, "fp32": 67}),
+    ("H800", {"bf16": 989, "fp16": 989, "fp32": 67}),
+    ("A100", {"bf16": 312, "fp16": 312, "fp32": 19.5}),
+    ("A800", {"bf16": 312, "fp16": 312, "fp32": 19.5}),
+    ("L40S", {"bf16": 362, "fp16": 362, "fp32": 91.6}),
+    ("A10", {"bf16": 125, "fp16": 125, "fp32": 31.2}),
     ("V100", {"fp16": 125, "fp32": 15.7}),
     ("T4", {"fp16": 65, "fp32": 8.1}),
 )

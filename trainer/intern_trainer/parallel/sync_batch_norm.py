@@ -48,6 +48,7 @@ def sync_batch_norm(model: nn.Module, group: dist.ProcessGroup | None = None, sh
         if hasattr(module, "reduce_stats"):
             found += 1
             module.reduce_stats = partial(all_reduce, group=group) if shared else None
+            module.frozen = module.frozen or not module.weight.requires_grad  # a frozen norm keeps its statistics, too
     return found
 
 

@@ -17,8 +17,8 @@ class Task(Protocol):
     name: str
 
     def build_model(self) -> nn.Module:
-        """The model with its fresh weights; frozen parameters have requires_grad False. Called under `zero.Init` with
-        ZeRO-3."""
+        """The model with its fresh weights; frozen parameters have requires_grad False. With ZeRO-3 the ranks but
+        the first call it on the meta device."""
         ...
 
     def loss(self, forward: Forward, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

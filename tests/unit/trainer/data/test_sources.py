@@ -168,6 +168,11 @@ def test_names_of_sources_differ() -> None:
     assert sources._names(found) == ["cc", "cc-2", "embedded-train", "laion"]
 
 
+def test_a_made_up_name_is_never_one_that_was_given() -> None:
+    three = [Source(location=["a/x.tar"]), Source(location=["b/a/x.tar"]), Source(location=["c.tar"], name="a-2")]
+    assert sources._names(three) == ["a", "a-3", "a-2"]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_http_gives_what_the_disk_gives(server: Server, tmp_path: Path, workers: int) -> None:
     location = write_shards(server.folder, [9, 12])

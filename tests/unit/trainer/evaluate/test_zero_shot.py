@@ -42,3 +42,15 @@ def test_a_class_is_the_unit_mean_of_its_prompts() -> None:
         each = torch.stack([forward(tokenize([p], CONFIG)).text_features[0] for p in prompts(name, "simple")])
         assert torch.allclose(row, F.normalize(each.mean(dim=0), dim=0), atol=1e-6)
     assert not torch.allclose(found[0], found[1], atol=1e-3)
+
+
+def test_prompts_go_through_the_tower_in_batches() -> None:
+    sizes = []
+
+    def forward(text: torch.Tensor) -> SimpleNamespace:
+        sizes.append(len(text))
+        return SimpleNamespace(text_features=torch.ones(len(text), 4))
+
+    config = Config.model_validate({"evaluate": {"batch": 3}, "model": {"embed_dim": 4}})
+    class_features(forward, ["bird", "cat"], "simple", config, ONE_RANK)
+    assert sizes == [3, 3, 1] * 2

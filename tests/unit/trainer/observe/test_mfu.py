@@ -12,7 +12,7 @@ from torch import nn
     [
         ("NVIDIA H100 80GB HBM3", "bf16", 989),
         ("NVIDIA H100 PCIe", "bf16", 756),
-        ("NVIDIA A100-SXM4-80GB", "fp32", 156),
+        ("NVIDIA A100-SXM4-80GB", "fp32", 19.5),
         ("NVIDIA GH200 480GB", "fp16", 989),
         ("NVIDIA GB200", "bf16", 2500),
         ("Tesla V100-SXM2-16GB", "bf16", None),
