@@ -62,9 +62,9 @@ class Engine:
         self._step_begun, self._micro_batches = False, 0
         self._averaged = False
         if stage == 0:
-            ds_engine.clip_fp32_gradients = lambda: (
-                None
-            )  # `step` clips, because it must know the norm before the update
+            ds_engine.clip_fp32_gradients = lambda: None  # `step` clips: it must know the norm before the update
+            if ranks.world_size == 1:
+                ds_engine.enable_backward_allreduce = False  # it would copy all gradients together and back, for nobody
 
     @property
     def zero_optimizer(self) -> Any:
