@@ -16,6 +16,8 @@ What a request reaches, by launcher (tried with torch 2.14 and DeepSpeed 0.19):
     deepspeed    dies of the signal (`kill`, USR1) and leaves its ranks running, or (Ctrl-C) tells them to end and kills
                  them 30 s later. A rank whose launcher has gone takes that as a request to stop.
 
+While the ranks still wait for each other at the start, any of the signals ends the process at once.
+
 What cannot be delivered: SIGKILL to a rank; a step plus a save that lasts longer than the launcher waits
 (`checkpoint.announce_slow_saves` warns of it at the start); a request while a rank waits for a peer that has died,
 which ends at the process group's timeout. The last checkpoint is then what there is.
@@ -28,7 +30,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -67,6 +70,19 @@ class StopSignals:
             if gone is not None:
                 self._reason = f"its launcher (process {gone.pid}) is gone"
         return self._reason
+
+    @contextmanager
+    def fatal(self) -> Iterator[None]:
+        """Meanwhile a signal ends the process at once. For a wait inside C++, during which Python runs no handler, at a
+        time when there is nothing to save."""
+        numbers = list(self._before)
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+        try:
+            yield
+        finally:
+            for number in numbers:
+                signal.signal(number, self._note)
 
     def close(self) -> None:
         """Put back the handlers that were there before."""

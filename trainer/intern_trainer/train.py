@@ -68,7 +68,8 @@ def train(config: Config, run_dir: Path, new_order: bool = False) -> int:
     outlive_readers()
     set_threads(config)
     with StopSignals() as signals:
-        ranks = init_ranks()
+        with signals.fatal():
+            ranks = init_ranks()
         start_logging(ranks.rank, ranks.world_size)
         check_before_start(config, ranks)
         folder = RunFolder(run_dir)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,44 @@ def test_the_second_interrupt_ends_at_once_but_an_echo_does_not(capfd: pytest.Ca
         os.kill(os.getpid(), signal.SIGINT)
     assert codes == [130]
     assert "without a save" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_wait_for_other_ranks(number: signal.Signals) -> None:
+    """Rank 1 of 2, alone: its wait is inside C++, where a handler of ours would not run before the timeout."""
+    code = """
+import os
+from intern_trainer.ranks import init_ranks
+from intern_trainer.signals import StopSignals
+with StopSignals() as signals, signals.fatal():
+    print("waiting", flush=True)
+    init_ranks()
+"""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(silent.getsockname()[1])}
+        ranks = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "PYTHONPATH": str(TRAINER)}
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], env={**os.environ, **place, **ranks}, stdout=subprocess.PIPE, text=True
+        )
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "waiting\n"
+            silent.settimeout(60)
+            connection, _ = silent.accept()  # now it waits inside the store's client
+            with connection:
+                process.send_signal(number)
+                assert process.wait(10) == -number
+        finally:
+            process.kill()
+            process.wait()
+
+
+def test_handlers_are_back_after_the_wait() -> None:
+    with StopSignals() as stop:
+        with stop.fatal():
+            assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested() == "SIGTERM"
 
 
 def test_nohup_is_respected() -> None:
