@@ -73,7 +73,7 @@ def expand(storage: Storage, locations: list[str]) -> list[str]:
             found = storage.glob(pattern) if is_remote(pattern) else sorted(glob.glob(str(Path(pattern).expanduser())))
             if not found:
                 raise DataError(
-                    f"{pattern} matches no file", "every location of a source names shards", "correct data.train"
+                    f"{pattern} matches no file", "every location of a source names shards", "correct the location"
                 )
             shards += found
     if not shards:

@@ -197,10 +197,16 @@ def build_train_data(config: Config, ranks: Ranks, tokenize: Tokenize) -> TrainD
                 f"data.train {source.name} holds {source.total} samples in {len(source.shards)} shard(s), "
                 f"one global batch takes {needed} of them",
                 "an epoch holds at least one global batch",
-                f"train.global_batch={max(1, batch * source.total // needed)} or less (a multiple of data.lanes), "
-                "or more data",
+                f"{_smaller_batch(batch * source.total // needed, data.lanes)}, or more data",
             )
     return TrainData(config, ranks, tokenize, sources)
+
+
+def _smaller_batch(at_most: int, lanes: int) -> str:
+    """Settings for a global batch of `at_most` samples or a little fewer, which the lanes divide."""
+    if at_most >= lanes:
+        return f"train.global_batch={at_most // lanes * lanes}"
+    return f"train.global_batch={max(1, at_most)} data.lanes={max(1, at_most)}"
 
 
 def _in_place_of(unusable: Bad, reader: Reader, order: Order, position: int, bad: list[Bad]) -> Sample:

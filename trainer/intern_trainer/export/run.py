@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 ALONE = Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
 MAX_SHARD_BYTES = 5 * 10**9
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+"""What a place says that cannot take the folder."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def export_run(
     except StateDictError as error:
         raise CheckpointError(f"{reader.path}: {error.found}", error.rule, error.fix) from error
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in UNWRITABLE:
             raise
         raise EnvironmentFault(
             f"cannot write {to}: {error.strerror}", "nothing was left behind", "free space, or give another --to"

@@ -107,7 +107,10 @@ def test_too_few_samples_for_a_batch(tmp_path: Path) -> None:
     write_shard(tmp_path / "s.tar", [good(n) for n in range(7)])
     with pytest.raises(DataError, match=r"holds 7 samples .* one global batch takes 8") as error:
         build_train_data(config(f"{tmp_path}/s.tar"), ALONE, count_words)
-    assert "train.global_batch=7" in error.value.fix
+    assert error.value.fix.startswith("train.global_batch=4,")  # 4 lanes
+    with pytest.raises(DataError) as error:
+        build_train_data(config(f"{tmp_path}/s.tar", lanes=8), ALONE, count_words)
+    assert error.value.fix.startswith("train.global_batch=7 data.lanes=7,")
 
 
 def test_workers_leave_signals_to_the_main_process_and_end_with_close(tmp_path: Path) -> None:

@@ -105,6 +105,12 @@ def test_a_full_folder_is_not_touched(run, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_a_place_that_cannot_be_written(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EnvironmentFault, match="cannot write"):
+        export_run(run[0], tmp_path / "file" / "hf")
+
+
 def test_an_empty_folder_is_filled(run, tmp_path):
     (tmp_path / "hf").mkdir()
     export_run(run[0], tmp_path / "hf")
