@@ -72,6 +72,7 @@ class LiveRun:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=_as_from_a_terminal,
             )
 
     def processes(self) -> list[psutil.Process]:
@@ -118,6 +119,11 @@ class LiveRun:
             assert self.process.poll() is None, f"ended with {self.process.returncode} before {what}:\n{self.output()}"
             assert time.monotonic() < deadline, f"no {what} after {PATIENCE} s:\n{self.output()}"
             time.sleep(pause)
+
+
+def _as_from_a_terminal() -> None:
+    """A shell starts background jobs with SIGINT ignored, which their children inherit; DeepSpeed's launcher keeps it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @contextmanager
