@@ -122,7 +122,7 @@ class LiveRun:
 
 
 def _as_from_a_terminal() -> None:
-    """A shell starts background jobs with SIGINT ignored, which their children inherit; DeepSpeed's launcher keeps it."""
+    """A shell starts background jobs with SIGINT ignored, and their children inherit that."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
