@@ -143,4 +143,5 @@ def test_deepspeeds_compiled_optimizers_train_and_resume() -> None:
     assert set(results) == {"ds_fused_adam 1", "ds_cpu_adam 3"}
     for name, result in results.items():
         assert result["losses"] == pytest.approx(result["torch"], rel=1e-4), name
-        assert result["resumed"] == result["losses"][3:], name
+        # to rounding, not to the bit as with torch's AdamW: seen 1e-7 apart with DeepSpeed's FusedAdam on a CPU
+        assert result["resumed"] == pytest.approx(result["losses"][3:], rel=1e-6), name
