@@ -135,11 +135,11 @@ def test_nothing_is_compiled_at_the_start(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a compiler: apt-get install g++")
-def test_deepspeeds_compiled_optimizers_train_and_resume() -> None:
+def test_deepspeeds_compiled_optimizers_train_and_resume(tmp_path: Path) -> None:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # ninja lies beside python
-    results = run_ranks(
-        "tests.distributed.trap_worker:compiled_optimizers", 2, timeout=550, environment={"PATH": path}
-    )[0]
+    fresh = {"PATH": path, "TORCH_EXTENSIONS_DIR": str(tmp_path)}  # a build that was broken off leaves a lock for ever
+    worker = "tests.distributed.trap_worker:compiled_optimizers"
+    results = run_ranks(worker, 2, timeout=550, environment=fresh)[0]
     assert set(results) == {"ds_fused_adam 1", "ds_cpu_adam 3"}
     for name, result in results.items():
         assert result["losses"] == pytest.approx(result["torch"], rel=1e-4), name
