@@ -7,7 +7,6 @@ only from WARNING on.
 from __future__ import annotations
 
 import logging
-import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -20,7 +19,7 @@ def console() -> Console:
     """The terminal that the log and the progress line share, so that they do not write over each other."""
     global _console
     if _console is None:
-        _console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
+        _console = Console(soft_wrap=True, highlight=False)  # to what sys.stdout is at the time
     return _console
 
 
