@@ -77,7 +77,7 @@ class BareLoop:
         for _, (batch,) in zip(range(steps), data.batches(self.step), strict=False):
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(self.step, self.config)
-            loss, _ = self.task.loss(self.model, batch)
+            loss, _ = self.task.loss(self.task.forward(self.model, batch))
             loss.backward()
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_grad_norm)
             self.optimizer.step()

@@ -44,7 +44,8 @@ def loss_and_gradients(ranks: Ranks, payload: Any) -> dict[str, Any]:
     mine = slice(ranks.rank * rows, (ranks.rank + 1) * rows)
     model = LinearTowers()
     batch = Batch({"image": image[mine], "text": text[mine]}, [str(i) for i in range(rows)])
-    loss, metrics = ContrastiveTask(Config(), ranks).loss(model, batch)
+    task = ContrastiveTask(Config(), ranks)
+    loss, metrics = task.loss(task.forward(model, batch))
     loss.backward()
     results = {"loss": loss.detach(), "accuracy": metrics["batch_accuracy"]}
     results |= {name: p.grad for name, p in model.named_parameters()}

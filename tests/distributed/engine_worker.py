@@ -35,7 +35,7 @@ def run_steps(
         for index in range(accumulation):
             whole = make_batch(step, index, micro * ranks.world_size)
             mine = {name: t[ranks.rank * micro : (ranks.rank + 1) * micro] for name, t in whole.items()}
-            loss, _ = task.loss(engine, Batch(mine, [""] * micro))
+            loss, _ = task.loss(task.forward(engine, Batch(mine, [""] * micro)))
             engine.backward(loss)
             total += loss.detach().float() / accumulation
         if ranks.world_size > 1:

@@ -156,7 +156,8 @@ def not_finite(ranks: Ranks) -> dict[str, Any]:
             run_steps(engine, config, ranks, 1, range(2))
             if bad is not None:
                 before, _ = collect(engine, ranks)
-                loss, _ = ContrastiveTask(config, ranks).loss(engine, _micro_batch(config, ranks))
+                task = ContrastiveTask(config, ranks)
+                loss, _ = task.loss(task.forward(engine, _micro_batch(config, ranks)))
                 factor = bad if ranks.rank == ranks.world_size - 1 else 1.0
                 engine.backward(loss * factor)
                 result = engine.step(1.0)

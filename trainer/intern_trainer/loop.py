@@ -70,7 +70,7 @@ def _step(
     ids = [sample for batch in micro_batches for sample in batch.ids]
     sums: dict[str, Tensor] = {}
     for batch in micro_batches:
-        loss, metrics = task.loss(engine, batch.to(ranks.device))
+        loss, metrics = task.loss(task.forward(engine, batch.to(ranks.device)))
         engine.backward(loss)
         for name, value in {"loss": loss.detach(), **metrics}.items():
             sums[name] = sums[name] + value if name in sums else value

@@ -56,8 +56,13 @@ class PlainEngine:
 class LineTask:
     name = "line"
 
-    def loss(self, forward: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        error = forward(x=batch.tensors["x"]) - batch.tensors["y"]
+    shared: frozenset[str] = frozenset()
+
+    def forward(self, model: Any, batch: Batch) -> dict[str, Tensor]:
+        return {"error": model(x=batch.tensors["x"]) - batch.tensors["y"]}
+
+    def loss(self, outputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        error = outputs["error"]
         return error.square().mean(), {"largest_error": error.detach().abs().max()}
 
 

@@ -1,4 +1,4 @@
-"""What every task answers: model, loss and metrics. The loop knows no more than this."""
+"""What every task answers: model, forward pass, loss and metrics. The loop knows no more than this."""
 
 from __future__ import annotations
 
@@ -12,20 +12,38 @@ from intern_trainer.batch import Batch
 Forward = Callable[..., Any]
 """The engine, or a bare model: called with keyword tensors, gives what the model's `forward` gives."""
 
+Outputs = dict[str, Tensor]
+"""What a forward pass leaves behind for the loss, by name. Tensors are row-wise, [b, ...]: row i belongs to sample i of
+the micro-batch; only those that `Task.shared` names are the same for every micro-batch of a step."""
+
 
 class Task(Protocol):
+    """A step is `forward` of a micro-batch, then `loss`. Both are apart, so that a loss can be of the rows of several
+    forward passes: everything that it needs passes through `Outputs`."""
+
     name: str
+    shared: frozenset[str]
+    """Names of outputs that do not belong to samples, such as a learned temperature [1]."""
 
     def build_model(self) -> nn.Module:
         """The model with its fresh weights; frozen parameters have requires_grad False. With ZeRO-3 the ranks but
         the first call it on the meta device."""
         ...
 
-    def loss(self, forward: Forward, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of this rank's micro-batch (0-dim; its mean over ranks is the loss of the step) and metrics (0-dim,
+    def forward(self, model: Forward, batch: Batch) -> Outputs:
+        """What the loss needs of a micro-batch.
+
+        Calls `model` exactly once, with the same modules on every rank, because ZeRO-3 gathers parameters module by
+        module on all ranks together. May be called twice with the same batch: it changes nothing but the model's own
+        buffers.
+        """
+        ...
+
+    def loss(self, outputs: Outputs) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of the rows of this rank (0-dim; its mean over ranks is the loss of the step) and metrics (0-dim,
         detached; averaged alike).
 
-        Calls `forward` exactly once, with the same modules on every rank, because ZeRO-3 gathers parameters module by
-        module on all ranks together.
+        Collective: all ranks give equally many rows. Gradients reach the model through `outputs` alone. What a loss
+        changes, such as a queue of features, it changes once a call.
         """
         ...

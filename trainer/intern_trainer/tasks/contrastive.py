@@ -14,7 +14,7 @@ from intern_trainer.collectives import all_gather
 from intern_trainer.config.schema import Config
 from intern_trainer.errors import ConfigError
 from intern_trainer.ranks import Ranks
-from intern_trainer.tasks.base import Forward
+from intern_trainer.tasks.base import Forward, Outputs
 from intern_trainer.tasks.freeze import freeze
 
 
@@ -22,6 +22,7 @@ class ContrastiveTask:
     """Two towers, pulled together where picture and caption belong together and apart where they do not."""
 
     name = "contrastive"
+    shared = frozenset({"logit_scale"})
 
     def __init__(self, config: Config, ranks: Ranks) -> None:
         known = intern_zoo.list_models()
@@ -54,19 +55,19 @@ class ContrastiveTask:
         freeze(towers, model.freeze)
         return towers
 
-    def loss(self, forward: Forward, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, model: Forward, batch: Batch) -> Outputs:
+        """`image_features`, `text_features` [b, e], and `logit_scale` [1]."""
+        return model(image=batch.tensors["image"], text=batch.tensors["text"])._asdict()
+
+    def loss(self, outputs: Outputs) -> tuple[Tensor, dict[str, Tensor]]:
         """Half of picture -> caption among all captions, half of caption -> picture among all pictures; rows are this
         rank's.
 
         Its mean over ranks is the loss of the global micro-batch, and holds local x global logits at most.
         """
-        out = forward(image=batch.tensors["image"], text=batch.tensors["text"])
-        image_ge, text_ge = all_gather(out.image_features), all_gather(out.text_features)
-        first = self.ranks.rank * len(batch)
-        image_loss, hits = info_nce(out.image_features, text_ge, out.logit_scale, first)
-        text_loss, _ = info_nce(out.text_features, image_ge, out.logit_scale, first)
+        image_be, text_be, scale = outputs["image_features"], outputs["text_features"], outputs["logit_scale"]
+        first = self.ranks.rank * len(image_be)
+        image_loss, hits = info_nce(image_be, all_gather(text_be), scale, first)
+        text_loss, _ = info_nce(text_be, all_gather(image_be), scale, first)
         loss = (image_loss + text_loss) / 2
-        return loss, {
-            "batch_accuracy": hits / len(batch),
-            "logit_scale": out.logit_scale.detach().squeeze(),
-        }
+        return loss, {"batch_accuracy": hits / len(image_be), "logit_scale": scale.detach().squeeze()}
