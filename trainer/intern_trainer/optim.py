@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from intern_trainer.config.schema import Config, Optim
+from intern_trainer.config.phases import Phases
+from intern_trainer.config.schema import Config
 
 
 def parameter_groups(model: nn.Module, config: Config) -> list[dict[str, Any]]:
@@ -52,12 +53,16 @@ def describe_groups(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def learning_rate(step: int, config: Config) -> float:
     """Learning rate of optimizer step `step` (the first is 0): linear warm-up from 0, then a half cosine down to
     `min_lr`, or constant.
+
+    It goes by samples seen, so a phase with larger batches has fewer steps at each height of the curve, and the rate
+    itself does not depend on the batch.
     """
-    optim: Optim = config.optim
-    schedule = optim.schedule
-    if step < schedule.warmup_steps:
-        return optim.lr * (step + 1) / schedule.warmup_steps
+    optim, phases = config.optim, Phases(config)
+    schedule, first = optim.schedule, phases.first_sample(step)
+    warmup = schedule.warmup_steps * config.train.global_batch
+    if first < warmup:
+        return optim.lr * min(1.0, (first + phases.at(step).global_batch) / warmup)
     if schedule.kind == "constant":
         return optim.lr
-    share = (step - schedule.warmup_steps) / max(1, config.train.steps - schedule.warmup_steps)
+    share = (first - warmup) / max(1, phases.samples - warmup)
     return schedule.min_lr + (optim.lr - schedule.min_lr) * (1 + math.cos(math.pi * min(1.0, share))) / 2

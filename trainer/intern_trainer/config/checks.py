@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
+from intern_trainer.config.phases import Phases, Span
 from intern_trainer.config.schema import Benchmark, Config
 from intern_trainer.errors import ConfigError
 
@@ -25,36 +27,40 @@ class BatchPlan:
 
 def check(config: Config) -> list[ConfigError]:
     """What can be known without the number of ranks."""
-    return [*_check_batch(config), *_check_schedule(config), *_check_model(config), *_check_evaluation(config)]
+    return [
+        *_check_batch(config),
+        *_check_phases(config),
+        *_check_schedule(config),
+        *_check_model(config),
+        *_check_evaluation(config),
+    ]
 
 
 def check_world(config: Config, world_size: int) -> list[ConfigError]:
     """What depends on the number of ranks."""
-    train, errors = config.train, []
-    if train.global_batch % world_size:
-        errors.append(
-            ConfigError(
-                f"train.global_batch {train.global_batch} over {world_size} ranks leaves "
-                f"{train.global_batch % world_size} samples",
-                "the world size divides the global batch",
-                f"train.global_batch={_nearest_multiple(train.global_batch, world_size)}, or another number of ranks",
-            )
-        )
-    elif train.micro_batch and (train.global_batch // world_size) % train.micro_batch:
-        per_rank = train.global_batch // world_size
-        errors.append(
-            ConfigError(
-                f"train.micro_batch {train.micro_batch} does not divide the {per_rank} samples a rank "
-                f"(train.global_batch {train.global_batch} / {world_size} ranks)",
-                "global_batch = micro_batch x accumulation x ranks",
-                f"train.micro_batch={_largest_divisor(per_rank, train.micro_batch)}",
-            )
-        )
-    return errors
+    return [error for batch in _batches(config) for error in _check_ranks(batch, world_size)]
 
 
-def batch_plan(config: Config, world_size: int) -> BatchPlan:
-    """The division of the global batch over ranks and micro-batches.
+def _check_ranks(batch: _Batch, world_size: int) -> Iterator[ConfigError]:
+    size, micro = batch.size, batch.micro
+    if size % world_size:
+        yield ConfigError(
+            f"{batch.key} {size} over {world_size} ranks leaves {size % world_size} samples",
+            "the world size divides the global batch",
+            f"{batch.key}={_nearest_multiple(size, world_size)}, or another number of ranks",
+        )
+    elif micro and (size // world_size) % micro:
+        per_rank = size // world_size
+        yield ConfigError(
+            f"{batch.micro_key} {micro} does not divide the {per_rank} samples a rank "
+            f"({batch.key} {size} / {world_size} ranks)",
+            "global_batch = micro_batch x accumulation x ranks",
+            f"{batch.micro_key}={_largest_divisor(per_rank, micro)}",
+        )
+
+
+def batch_plan(config: Config, world_size: int, span: Span | None = None) -> BatchPlan:
+    """The division of the global batch over ranks and micro-batches; that of a phase's steps where one is given.
 
     Raises:
         ConfigError: the world size or the micro-batch does not divide it.
@@ -62,23 +68,66 @@ def batch_plan(config: Config, world_size: int) -> BatchPlan:
     errors = check_world(config, world_size)
     if errors:
         raise errors[0]
-    per_rank = config.train.global_batch // world_size
-    micro = config.train.micro_batch or per_rank
+    batch = span or config.train
+    per_rank = batch.global_batch // world_size
+    micro = batch.micro_batch or per_rank
     return BatchPlan(micro, per_rank // micro, world_size)
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """A global batch that the run may take, and the keys it comes from."""
+
+    key: str
+    size: int
+    micro_key: str
+    micro: int | None
+
+
+def _batches(config: Config) -> list[_Batch]:
+    """The run's own, and those that phases change."""
+    train = config.train
+    found = [_Batch("train.global_batch", train.global_batch, "train.micro_batch", train.micro_batch)]
+    for number, phase in enumerate(train.phases):
+        if phase.global_batch or phase.micro_batch:
+            here = f"train.phases.{number}"
+            found.append(
+                _Batch(
+                    f"{here}.global_batch" if phase.global_batch else "train.global_batch",
+                    phase.global_batch or train.global_batch,
+                    f"{here}.micro_batch" if phase.micro_batch else "train.micro_batch",
+                    phase.micro_batch or train.micro_batch,
+                )
+            )
+    return found
+
+
 def _check_batch(config: Config) -> Iterator[ConfigError]:
-    batch, lanes = config.train.global_batch, config.data.lanes
-    if batch % lanes:
-        yield ConfigError(
-            f"data.lanes {lanes} does not divide train.global_batch {batch}",
-            "each lane gives the same number of samples to every global batch",
-            f"data.lanes={_largest_divisor(batch, lanes)}, or train.global_batch={_nearest_multiple(batch, lanes)}",
-        )
+    lanes = config.data.lanes
+    for batch in {batch.key: batch for batch in _batches(config)}.values():
+        if batch.size % lanes:
+            fewer, near = _largest_divisor(batch.size, lanes), _nearest_multiple(batch.size, lanes)
+            yield ConfigError(
+                f"data.lanes {lanes} does not divide {batch.key} {batch.size}",
+                "each lane gives the same number of samples to every global batch",
+                f"data.lanes={fewer}, or {batch.key}={near}",
+            )
+
+
+def _check_phases(config: Config) -> Iterator[ConfigError]:
+    ends = [phase.until for phase in config.train.phases]
+    for number, (before, end) in enumerate(pairwise(ends), 1):
+        if end <= before:
+            yield ConfigError(
+                f"train.phases.{number}.until is {end:g} after {before:g}",
+                "phases follow each other: each ends later than the one before",
+                f"train.phases.{number}.until={(1 + before) / 2:g}, or leave that phase out",
+            )
 
 
 def _check_schedule(config: Config) -> Iterator[ConfigError]:
     steps, schedule, profile = config.train.steps, config.optim.schedule, config.log.profile
+    taken = Phases(config).steps
     if schedule.warmup_steps > steps:
         yield ConfigError(
             f"optim.schedule.warmup_steps {schedule.warmup_steps} is more than train.steps {steps}",
@@ -91,10 +140,10 @@ def _check_schedule(config: Config) -> Iterator[ConfigError]:
             "the learning rate falls from optim.lr to min_lr",
             f"optim.schedule.min_lr={config.optim.lr / 100:g}",
         )
-    if profile and not profile.first <= profile.last <= steps:
+    if profile and not profile.first <= profile.last <= taken:
         yield ConfigError(
-            f"log.profile is steps {profile.first} to {profile.last} of {steps}",
-            "first <= last <= train.steps",
+            f"log.profile is steps {profile.first} to {profile.last} of {taken}",
+            "first <= last <= the run's steps",
             "log.profile={first: 5, last: 8}",
         )
 

@@ -140,9 +140,27 @@ class Optim(Section):
     schedule: Schedule = Schedule()
 
 
+class Phase(Section):
+    """A first part of the run, with pictures or batches of another size (progressive resolution)."""
+
+    until: Annotated[float, Field(gt=0, le=1)]
+    """Share of the run's samples (`train.steps x train.global_batch`) after which it ends."""
+    image_size: PositiveInt | None = None
+    """Side of the training picture; None: `model.image_size`."""
+    global_batch: PositiveInt | None = None
+    """None: `train.global_batch`."""
+    micro_batch: PositiveInt | None = None
+    """None: `train.micro_batch`. Small pictures leave room for larger ones."""
+
+
 class Train(Section):
     steps: PositiveInt = 1000
-    """Optimizer steps of the whole run."""
+    """Optimizer steps of the whole run, of `global_batch` samples each. Phases with other batches take more or fewer
+    steps over the same samples."""
+    phases: Annotated[list[Phase], BeforeValidator(_as_list)] = []
+    """Parts of the run with settings of their own, one after another; what they leave runs by `model.image_size` and
+    the batch below. The learning rate, warm-up too, goes by samples seen, whatever the batches; evaluation and export
+    are at `model.image_size`."""
     global_batch: PositiveInt = 1024
     """Samples of one optimizer step, over all ranks and accumulated micro-batches."""
     micro_batch: PositiveInt | None = None
