@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import webdataset as wds
 from intern_trainer.config.schema import Config
-from intern_trainer.data import build_train_data, embedded
+from intern_trainer.data import PlainText, Views, build_train_data, embedded
 from intern_trainer.ranks import Ranks
 from intern_zoo.text import tokenizer
 from PIL import Image
@@ -63,7 +63,7 @@ def ours(shards: list[Path], side: int, workers: int, length: int) -> Iterator[i
             "train": {"global_batch": BATCH},
         }
     )
-    data = build_train_data(config, Ranks(0, 1, 0, torch.device("cpu")), tokenizer(length))
+    data = build_train_data(config, Ranks(0, 1, 0, torch.device("cpu")), Views(texts=PlainText(tokenizer(length))))
     try:
         for micro_batches in data.batches(0):
             yield sum(len(batch) for batch in micro_batches)

@@ -27,7 +27,7 @@ from intern_trainer.engine import Engine, build_engine
 from intern_trainer.errors import ConfigError, ConfigErrors, EnvironmentFault, UserError
 from intern_trainer.evaluate.results import results_entry, results_table
 from intern_trainer.evaluate.samples import sample_captions
-from intern_trainer.evaluate.text import blank_image, blank_text, tokenize
+from intern_trainer.evaluate.text import blank_image, blank_text
 from intern_trainer.loop import run_steps
 from intern_trainer.observe.flops import forward_flops
 from intern_trainer.observe.log import log_to_file, start_logging
@@ -129,7 +129,7 @@ def _train(
 ) -> State:
     task = build_task(config, ranks)
     with phase("opening the data"):
-        data = build_train_data(config, ranks, partial(tokenize, config=config))
+        data = build_train_data(config, ranks, task.views)
     try:
         with phase("building the model and the engine"):
             engine = build_engine(config, ranks, task.build_model)

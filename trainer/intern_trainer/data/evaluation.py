@@ -73,14 +73,14 @@ class EvalPairs:
         for first in range(self._first + worker * size, self._last, workers * size):
             results = [read(number) for number in range(first, min(first + size, self._last))]
             samples = [one for one in results if isinstance(one, Sample)]
-            pixels = torch.from_numpy(np.stack([one.pixels for one in samples])) if samples else None
+            pixels = torch.from_numpy(np.stack([one.pixels[0] for one in samples])) if samples else None
             # the pixels travel as one tensor
-            slim = [Sample(one.id, np.empty(0, np.uint8), one.caption, one.record) for one in samples]
+            slim = [Sample(one.id, (), one.caption, one.record) for one in samples]
             yield slim, pixels, [one for one in results if isinstance(one, Bad)]
 
     def _batch(self, samples: list[Sample], pixels: torch.Tensor) -> Batch:
         data = self._config.data
-        image = transforms.normalise(pixels.to(self._ranks.device), data.mean, data.std)
+        image = transforms.normalise([pixels], data.mean, data.std, self._ranks.device)
         extras: dict[str, list] = {"caption": [one.caption for one in samples]}
         categories = [one.record.get("category") for one in samples]
         if any(category is not None for category in categories):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -17,17 +16,17 @@ from intern_trainer.data.decode import BadSample, CaptionRules
 from intern_trainer.data.order import Place, mix, permutation
 from intern_trainer.data.sources import Catalogue
 from intern_trainer.data.storage import Storage
-from intern_trainer.data.transforms import CentreCrop, TrainCrop
+from intern_trainer.data.transforms import CentreCrop, TrainViews
 
 WANTED = (*decode.PICTURES, *decode.TEXTS)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """pixels: uint8 [h, w, 3]."""
+    """pixels: uint8 [h, w, 3], one a view."""
 
     id: str
-    pixels: np.ndarray
+    pixels: tuple[np.ndarray, ...]
     caption: str
     record: dict[str, Any]
 
@@ -55,7 +54,7 @@ class Reader:
         catalogues: list[Catalogue],
         data: Data,
         index_dir: Path | None,
-        crop: TrainCrop | CentreCrop,
+        crop: TrainViews | CentreCrop,
         other_captions: OtherCaptions | None = None,
         open_indexes: int = 64,
     ) -> None:
@@ -83,7 +82,7 @@ class Reader:
         if self._other_captions is not None:
             caption = self._caption(self._other_captions.of(place))
         picture = decode.picture(content, self._max_pixels, self.crop.least())
-        return Sample(self.id(place), self.crop(picture, random.Random(seed)), caption, record)
+        return Sample(self.id(place), self.crop(picture, seed), caption, record)
 
     def close(self) -> None:
         self._storage.close()

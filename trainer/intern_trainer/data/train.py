@@ -23,12 +23,12 @@ from intern_trainer.data.order import Order, rank_offsets
 from intern_trainer.data.reader import Bad, OtherCaptions, Reader, Sample, read_or_bad
 from intern_trainer.data.sources import Catalogue, catalogues
 from intern_trainer.data.storage import is_remote
+from intern_trainer.data.views import Views
 from intern_trainer.data.workers import Feed
 from intern_trainer.errors import DataError
 from intern_trainer.ranks import Ranks
 
 log = logging.getLogger(__name__)
-Tokenize = Callable[[list[str]], Tensor]
 REMOTE_READS = 8
 """Samples that one worker asks a remote source for at once."""
 SUBSTITUTES = 32
@@ -37,16 +37,17 @@ SUBSTITUTES = 32
 
 @dataclass
 class _Part:
-    """What one worker made of its rows of a micro-batch. pixels: uint8 [b, h, w, 3]."""
+    """What one worker made of its rows of a micro-batch, by name: images uint8 [b, h, w, 3], texts [b, ...]."""
 
-    pixels: Tensor
-    text: Tensor
+    images: dict[str, Tensor]
+    texts: dict[str, Tensor]
     ids: list[str]
     captions: list[str]
     bad: list[Bad]
 
     def pin_memory(self) -> _Part:
-        self.pixels, self.text = self.pixels.pin_memory(), self.text.pin_memory()
+        self.images = {name: tensor.pin_memory() for name, tensor in self.images.items()}
+        self.texts = {name: tensor.pin_memory() for name, tensor in self.texts.items()}
         return self
 
 
@@ -57,10 +58,10 @@ class TrainData:
         fingerprint: what the order of samples depends on (JSON-able). A run goes on only with the same.
     """
 
-    def __init__(self, config: Config, ranks: Ranks, tokenize: Tokenize, sources: list[Catalogue]) -> None:
+    def __init__(self, config: Config, ranks: Ranks, views: Views, sources: list[Catalogue]) -> None:
         data, train = config.data, config.train
         plan = batch_plan(config, ranks.world_size)
-        self._config, self._ranks, self._tokenize, self._sources = config, ranks, tokenize, sources
+        self._config, self._ranks, self._views, self._sources = config, ranks, views, sources
         self._slots = rank_offsets(train.global_batch, data.lanes, plan.accumulation, ranks.world_size, ranks.rank)
         self._others = OtherCaptions(sources, train.seed) if data.shuffle_captions else None
         self._feed: Feed | None = None
@@ -113,7 +114,7 @@ class TrainData:
         config = self._config
         counts, weights = zip(*((source.counts, source.weight) for source in self._sources), strict=True)
         order = Order(counts, weights, config.train.seed, config.data.lanes, config.data.shuffle_window)
-        crop = transforms.TrainCrop(config.model.image_size, config.data.augment)
+        crop = transforms.TrainViews(config.model.image_size, config.data.augment, self._views.images)
         reader = Reader(
             self._sources, config.data, config.data.index_dir, crop, self._others, open_indexes=config.data.lanes + 8
         )
@@ -137,18 +138,24 @@ class TrainData:
             for one, position in zip(found, positions, strict=True)
         ]
         captions = [sample.caption for sample in samples]
-        pixels = torch.from_numpy(np.stack([sample.pixels for sample in samples]))
-        return _Part(pixels, self._tokenize(captions), [sample.id for sample in samples], captions, bad)
+        pixels = zip(*(sample.pixels for sample in samples), strict=True)
+        names = self._views.image_names()
+        images = {name: torch.from_numpy(np.stack(each)) for name, each in zip(names, pixels, strict=True)}
+        texts = self._views.texts(captions, seeds) if self._views.texts else {}
+        return _Part(images, texts, [sample.id for sample in samples], captions, bad)
 
     def _batch(self, parts: list[_Part]) -> Batch:
         ids = [id for part in parts for id in part.ids]
         self._judge(len(ids), [bad for part in parts for bad in part.bad])
-        pixels = parts[0].pixels if len(parts) == 1 else torch.cat([part.pixels for part in parts])
-        text = parts[0].text if len(parts) == 1 else torch.cat([part.text for part in parts])
         device, data = self._ranks.device, self._config.data
-        image = transforms.normalise(pixels.to(device, non_blocking=True), data.mean, data.std)
+        tensors = {
+            name: transforms.normalise([part.images[name] for part in parts], data.mean, data.std, device)
+            for name in parts[0].images
+        }
+        for name in parts[0].texts:
+            tensors[name] = torch.cat([part.texts[name].to(device, non_blocking=True) for part in parts])
         captions = [caption for part in parts for caption in part.captions]
-        return Batch({"image": image, "text": text.to(device, non_blocking=True)}, ids, {"caption": captions})
+        return Batch(tensors, ids, {"caption": captions})
 
     def _judge(self, read: int, bad: list[Bad]) -> None:
         """Count and name; stop past the limit. A single bad sample is let pass, however often it comes round."""
@@ -178,11 +185,11 @@ class TrainData:
         return mean + math.sqrt(2 * mean * math.log(self._ranks.world_size))
 
 
-def build_train_data(config: Config, ranks: Ranks, tokenize: Tokenize) -> TrainData:
+def build_train_data(config: Config, ranks: Ranks, views: Views) -> TrainData:
     """Open the training sources. Collective.
 
     Args:
-        tokenize: captions -> int64 [n, context_length]; called in the loader processes.
+        views: what the task wants of each sample.
 
     Raises:
         DataError: shards that cannot be used, or fewer samples than one global batch takes. On every rank alike.
@@ -199,7 +206,7 @@ def build_train_data(config: Config, ranks: Ranks, tokenize: Tokenize) -> TrainD
                 "an epoch holds at least one global batch",
                 f"{_smaller_batch(batch * source.total // needed, data.lanes)}, or more data",
             )
-    return TrainData(config, ranks, tokenize, sources)
+    return TrainData(config, ranks, views, sources)
 
 
 def _smaller_batch(at_most: int, lanes: int) -> str:

@@ -16,18 +16,22 @@ from PIL import Image
 from torch import Tensor
 
 from intern_trainer.config.schema import Augment, Config
+from intern_trainer.data.order import mix
 
 Box = tuple[float, float, float, float]
 
 
-class TrainCrop:
-    """Random resized crop and flip, with all draws from the generator passed in."""
+class TrainViews:
+    """Random resized crop and flip, `views` times with draws of their own that depend on the sample's seed alone."""
 
-    def __init__(self, size: int, augment: Augment) -> None:
-        self.size, self.augment = size, augment
+    def __init__(self, size: int, augment: Augment, views: int = 1) -> None:
+        self.size, self.augment, self.views = size, augment, views
 
-    def __call__(self, picture: Image.Image, rng: random.Random) -> np.ndarray:
-        """uint8 [size, size, 3]."""
+    def __call__(self, picture: Image.Image, seed: int) -> tuple[np.ndarray, ...]:
+        """uint8 [size, size, 3], one a view."""
+        return tuple(self.view(picture, random.Random(mix(seed, number))) for number in range(1, self.views + 1))
+
+    def view(self, picture: Image.Image, rng: random.Random) -> np.ndarray:
         box = crop_box(picture.size, self.augment.crop_scale, self.augment.crop_ratio, rng)
         picture = picture.resize((self.size, self.size), Image.Resampling.BICUBIC, box, reducing_gap=2.0)
         if rng.random() < self.augment.flip:
@@ -49,14 +53,14 @@ class CentreCrop:
     def __init__(self, size: int) -> None:
         self.size = size
 
-    def __call__(self, picture: Image.Image, rng: random.Random | None = None) -> np.ndarray:
-        """uint8 [size, size, 3]."""
+    def __call__(self, picture: Image.Image, seed: int = 0) -> tuple[np.ndarray]:
+        """uint8 [size, size, 3]; nothing is drawn."""
         width, height = picture.size
         short = min(width, height)
         width, height = self.size * width // short, self.size * height // short
         left, top = (width - self.size) // 2, (height - self.size) // 2
         resized = picture.resize((width, height), Image.Resampling.BICUBIC)
-        return np.asarray(resized.crop((left, top, left + self.size, top + self.size)))
+        return (np.asarray(resized.crop((left, top, left + self.size, top + self.size))),)
 
     def least(self) -> None:
         """Evaluation decodes in full."""
@@ -79,27 +83,27 @@ def crop_box(size: tuple[int, int], scale: tuple[float, float], ratio: tuple[flo
     return (width - w) / 2, (height - h) / 2, (width + w) / 2, (height + h) / 2
 
 
-def normalise(pixels_bhwc: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """uint8 [b, h, w, 3] -> float [b, 3, h, w] with channels-last strides: (x / 255 - mean) / std."""
-    device = pixels_bhwc.device
+def normalise(
+    parts_bhwc: Sequence[Tensor], mean: Sequence[float], std: Sequence[float], device: torch.device
+) -> Tensor:
+    """Parts of a batch, uint8 [b_i, h, w, 3], as one on `device`: float [b, 3, h, w] with channels-last strides,
+    (x / 255 - mean) / std.
+    """
     scale = torch.tensor([1 / (255 * s) for s in std], device=device)
     shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)
-    return torch.addcmul(shift, pixels_bhwc.float(), scale).permute(0, 3, 1, 2)
+    rows = [len(part) for part in parts_bhwc]
+    image_bhwc = torch.empty(sum(rows), *parts_bhwc[0].shape[1:], device=device)
+    for part, out in zip(parts_bhwc, image_bhwc.split(rows), strict=True):
+        torch.addcmul(shift, out.copy_(part, non_blocking=True), scale, out=out)
+    return image_bhwc.permute(0, 3, 1, 2)
 
 
-def train_transform(config: Config) -> Callable[[Image.Image, random.Random], Tensor]:
-    """(RGB picture, generator) -> float [3, h, w], normalised: what one training sample goes through."""
-    return _as_tensor(TrainCrop(config.model.image_size, config.data.augment), config)
-
-
-def eval_transform(config: Config) -> Callable[..., Tensor]:
+def eval_transform(config: Config) -> Callable[[Image.Image], Tensor]:
     """RGB picture -> float [3, h, w], normalised: what one test sample goes through."""
-    return _as_tensor(CentreCrop(config.model.image_size), config)
+    crop = CentreCrop(config.model.image_size)
 
-
-def _as_tensor(crop: TrainCrop | CentreCrop, config: Config) -> Callable[..., Tensor]:
-    def transform(picture: Image.Image, rng: random.Random | None = None) -> Tensor:
-        pixels = torch.from_numpy(np.array(crop(picture, rng or random.Random(0))))
-        return normalise(pixels[None], config.data.mean, config.data.std)[0]
+    def transform(picture: Image.Image) -> Tensor:
+        pixels = torch.from_numpy(np.array(crop(picture)))
+        return normalise([pixels], config.data.mean, config.data.std, torch.device("cpu"))[0]
 
     return transform

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from intern_trainer.batch import Batch
+from intern_trainer.data import Views
 
 Forward = Callable[..., Any]
 """The engine, or a bare model: called with keyword tensors, gives what the model's `forward` gives."""
@@ -24,6 +25,11 @@ class Task(Protocol):
     name: str
     shared: frozenset[str]
     """Names of outputs that do not belong to samples, such as a learned temperature [1]."""
+
+    @property
+    def views(self) -> Views:
+        """What it wants of each sample: `build_train_data` makes it."""
+        ...
 
     def build_model(self) -> nn.Module:
         """The model with its fresh weights; frozen parameters have requires_grad False. With ZeRO-3 the ranks but

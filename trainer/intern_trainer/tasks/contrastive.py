@@ -6,12 +6,14 @@ import difflib
 
 import intern_zoo
 from intern_kernels.contrastive_loss import info_nce
+from intern_zoo.text import tokenizer
 from intern_zoo.two_tower import TwoTower, create_two_tower
 from torch import Tensor
 
 from intern_trainer.batch import Batch
 from intern_trainer.collectives import all_gather
 from intern_trainer.config.schema import Config
+from intern_trainer.data import PlainText, Views
 from intern_trainer.errors import ConfigError
 from intern_trainer.ranks import Ranks
 from intern_trainer.tasks.base import Forward, Outputs
@@ -34,6 +36,10 @@ class ContrastiveTask:
                 f"did you mean {', '.join(near)}?" if near else "intern_zoo.list_models() lists them",
             )
         self.config, self.ranks = config, ranks
+
+    @property
+    def views(self) -> Views:
+        return Views(texts=PlainText(tokenizer(self.config.model.text.context_length)))
 
     def build_model(self) -> TwoTower:
         model = self.config.model

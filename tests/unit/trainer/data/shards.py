@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from intern_trainer.config.schema import Config
+from intern_trainer.data import PlainText, Views
 from intern_trainer.ranks import Ranks
 from PIL import Image
 
@@ -64,3 +65,6 @@ def config(train: Any, **data: Any) -> Config:
 def count_words(captions: list[str]) -> torch.Tensor:
     """A tokenizer that is easy to check: length of the caption, last number in it."""
     return torch.tensor([[len(c), int(c.split()[-1]) if c.split()[-1].isdigit() else -1] for c in captions])
+
+
+WORDS = Views(texts=PlainText(count_words))

@@ -15,7 +15,7 @@ from intern_trainer.data import build_train_data, image_folder, pairs
 from intern_trainer.errors import DataError
 from PIL import Image
 
-from tests.unit.trainer.data.shards import ALONE, config, count_words, good, picture, write_shard
+from tests.unit.trainer.data.shards import ALONE, WORDS, config, good, picture, write_shard
 
 
 def huge_png(width: int = 8000, height: int = 5000) -> bytes:
@@ -54,7 +54,7 @@ def test_a_bad_sample_is_named_counted_and_replaced(
 ) -> None:
     sample, reason = BAD[kind]
     write_shard(tmp_path / "set" / "s0.tar", [good(n) if n != 5 else sample for n in range(16)])
-    data = build_train_data(config(f"{tmp_path}/set/s0.tar"), ALONE, count_words)
+    data = build_train_data(config(f"{tmp_path}/set/s0.tar"), ALONE, WORDS)
     batches = data.batches(0)
     with caplog.at_level(logging.WARNING):
         ids = [id for _ in range(4) for id in next(batches)[0].ids]  # two epochs: one bad sample is always let pass
@@ -72,7 +72,7 @@ def test_substitutes_are_the_same_on_any_number_of_workers(workers: int, tmp_pat
 
     def ids(number: int) -> list[str]:
         settings = config(f"{tmp_path}/s.tar", workers=number, max_bad_fraction=0.5)
-        data = build_train_data(settings, ALONE, count_words)
+        data = build_train_data(settings, ALONE, WORDS)
         batches = data.batches(0)
         found = [id for _ in range(10) for id in next(batches)[0].ids]
         data.close()
@@ -84,7 +84,7 @@ def test_substitutes_are_the_same_on_any_number_of_workers(workers: int, tmp_pat
 def test_more_bad_samples_than_the_limit_stop_the_run(tmp_path: Path) -> None:
     write_shard(tmp_path / "s.tar", [good(n) if n not in (3, 9) else {"png": b"?", "txt": b"x"} for n in range(64)])
     for limit, stops in ((0.01, True), (0.05, False)):
-        data = build_train_data(config(f"{tmp_path}/s.tar", max_bad_fraction=limit, workers=1), ALONE, count_words)
+        data = build_train_data(config(f"{tmp_path}/s.tar", max_bad_fraction=limit, workers=1), ALONE, WORDS)
         batches = data.batches(0)
         if stops:
             with pytest.raises(DataError, match=r"2 bad samples among \d+ read .* 2 picture corrupt") as error:
@@ -97,7 +97,7 @@ def test_more_bad_samples_than_the_limit_stop_the_run(tmp_path: Path) -> None:
 
 def test_a_source_of_bad_samples_alone_stops_at_once(tmp_path: Path) -> None:
     write_shard(tmp_path / "s.tar", [{"png": picture(n)} for n in range(20)])
-    data = build_train_data(config(f"{tmp_path}/s.tar", workers=1), ALONE, count_words)
+    data = build_train_data(config(f"{tmp_path}/s.tar", workers=1), ALONE, WORDS)
     with pytest.raises(DataError, match="tried in its place are bad too"):
         next(data.batches(0))
     data.close()
@@ -128,7 +128,7 @@ def _truncated(tmp_path: Path, keep: float) -> Path:
 @pytest.mark.parametrize("keep", [0.5, 0.51, 0.999])
 def test_a_truncated_tar(keep: float, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cut\.tar is cut short"):
-        build_train_data(config(str(_truncated(tmp_path, keep))), ALONE, count_words)
+        build_train_data(config(str(_truncated(tmp_path, keep))), ALONE, WORDS)
 
 
 @pytest.mark.parametrize(
@@ -144,12 +144,12 @@ def test_a_truncated_tar(keep: float, tmp_path: Path) -> None:
 def test_a_shard_that_cannot_be_used(make, message: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     make(tmp_path / "x.tar")
     with pytest.raises(DataError, match=rf"x\.tar {message}"):
-        build_train_data(config(f"{tmp_path}/x.tar"), ALONE, count_words)
+        build_train_data(config(f"{tmp_path}/x.tar"), ALONE, WORDS)
 
 
 def test_several_bad_shards_are_named_together(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"00\.tar(.|\n)*02\.tar"):
-        build_train_data(config(f"{tmp_path}/{{00..02}}.tar"), ALONE, count_words)
+        build_train_data(config(f"{tmp_path}/{{00..02}}.tar"), ALONE, WORDS)
 
 
 def test_labelled_folders(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ import random
 import numpy as np
 import pytest
 import torch
-from intern_trainer.data import decode, transforms
-from intern_trainer.data.transforms import CentreCrop, TrainCrop, crop_box, eval_transform, normalise, train_transform
+from intern_trainer.data import decode
+from intern_trainer.data.transforms import CentreCrop, TrainViews, crop_box, eval_transform, normalise
 from PIL import Image
 
 from tests.unit.trainer.data.shards import config
@@ -57,35 +57,36 @@ def test_crops_stay_inside_and_keep_area_and_ratio() -> None:
 
 
 def test_a_training_picture_is_a_function_of_its_seed() -> None:
-    crop = TrainCrop(16, config("x", augment={"crop_scale": (0.3, 1.0), "flip": 0.5}).data.augment)
+    views = TrainViews(16, config("x", augment={"crop_scale": (0.3, 1.0), "flip": 0.5}).data.augment, 2)
     image = Image.effect_noise((40, 30), 80).convert("RGB")
-    first, again, other = (crop(image, random.Random(seed)) for seed in (1, 1, 2))
-    assert first.shape == (16, 16, 3)
-    assert np.array_equal(first, again)
+    (first, second), again, (other, _) = (views(image, seed) for seed in (1, 1, 2))
+    assert first.shape == second.shape == (16, 16, 3)
+    assert np.array_equal(first, again[0])
+    assert np.array_equal(second, again[1])
+    assert not np.array_equal(first, second)
     assert not np.array_equal(first, other)
 
 
 def test_normalise_is_the_textbook_formula() -> None:
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
     pixels = torch.randint(0, 256, (2, 5, 4, 3), dtype=torch.uint8)
-    found = normalise(pixels, mean, std)
+    found = normalise([pixels[:1], pixels[1:]], mean, std, torch.device("cpu"))
     expected = (pixels.permute(0, 3, 1, 2) / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert found.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_public_transforms_give_normalised_tensors() -> None:
+def test_the_public_transform_gives_normalised_tensors() -> None:
     settings = config("x")
     white = Image.new("RGB", (31, 20), "white")
     expected = [(1 - m) / s for m, s in zip(settings.data.mean, settings.data.std, strict=True)]
-    for transform in (train_transform(settings), eval_transform(settings)):
-        found = transform(white, random.Random(0))
-        assert found.shape == (3, 8, 8)
-        assert found.mean((1, 2)).tolist() == pytest.approx(expected, abs=1e-4)
+    found = eval_transform(settings)(white)
+    assert found.shape == (3, 8, 8)
+    assert found.mean((1, 2)).tolist() == pytest.approx(expected, abs=1e-4)
 
 
 def test_the_centre_is_the_centre() -> None:
     image = Image.new("RGB", (90, 30), "black")
     image.paste((255, 255, 255), (30, 0, 60, 30))
-    assert CentreCrop(30)(image).min() == 255
-    assert transforms.CentreCrop(10)(image).mean() > 250
+    assert CentreCrop(30)(image)[0].min() == 255
+    assert CentreCrop(10)(image)[0].mean() > 250

@@ -17,7 +17,7 @@ from intern_trainer.data.index import index_command
 from intern_trainer.data.storage import Storage
 from intern_trainer.errors import DataError
 
-from tests.unit.trainer.data.shards import ALONE, config, count_words, good, write_shard, write_shards
+from tests.unit.trainer.data.shards import ALONE, WORDS, config, good, write_shard, write_shards
 
 
 class Server(ThreadingHTTPServer):
@@ -87,7 +87,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def ids(location: str, **data: object) -> list[str]:
-    found = build_train_data(config({"location": location, "name": "set"}, **data), ALONE, count_words)
+    found = build_train_data(config({"location": location, "name": "set"}, **data), ALONE, WORDS)
     names = [id for step in islice(found.batches(0), 5) for batch in step for id in batch.ids]
     found.close()
     return names
@@ -186,7 +186,7 @@ def test_a_server_that_fails_now_and_then_costs_no_sample(server: Server, tmp_pa
     location = write_shards(server.folder, [9, 12])
     server.faults = 2
     address = f"http://127.0.0.1:{server.server_port}/{{000..001}}.tar"
-    found = build_train_data(config({"location": address, "name": "set"}, index_dir=tmp_path / "i"), ALONE, count_words)
+    found = build_train_data(config({"location": address, "name": "set"}, index_dir=tmp_path / "i"), ALONE, WORDS)
     server.faults = 2
     names = [id for step in islice(found.batches(0), 5) for batch in step for id in batch.ids]
     assert names == ids(location)
@@ -229,7 +229,7 @@ def test_other_file_systems_of_fsspec(tmp_path: Path) -> None:
 
 def test_a_shard_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
     location = write_shards(tmp_path, [20])
-    found = build_train_data(config(location), ALONE, count_words)
+    found = build_train_data(config(location), ALONE, WORDS)
     next(found.batches(0))
     os.truncate(tmp_path / "000.tar", 700)
     with pytest.raises(DataError, match=r"000\.tar"):

@@ -19,7 +19,7 @@ from intern_trainer.data.sources import catalogues
 from intern_trainer.errors import DataError, EnvironmentFault
 from intern_trainer.ranks import Ranks
 
-from tests.unit.trainer.data.shards import ALONE, config, count_words, good, write_shard, write_shards
+from tests.unit.trainer.data.shards import ALONE, WORDS, config, good, write_shard, write_shards
 
 
 def read(data: TrainData, step: int, steps: int) -> list[list[Batch]]:
@@ -32,7 +32,7 @@ def read(data: TrainData, step: int, steps: int) -> list[list[Batch]]:
 def as_rank(settings: Config, rank: int, world_size: int) -> TrainData:
     """What rank `rank` builds; its sources are counted alone, as if the others had told the same."""
     sources = catalogues(list(settings.data.train), None, ALONE)
-    return TrainData(settings, Ranks(rank, world_size, 0, torch.device("cpu")), count_words, sources)
+    return TrainData(settings, Ranks(rank, world_size, 0, torch.device("cpu")), WORDS, sources)
 
 
 @pytest.fixture
@@ -106,10 +106,10 @@ def test_the_fingerprint_knows_other_data_but_not_other_folders(tmp_path: Path) 
 def test_too_few_samples_for_a_batch(tmp_path: Path) -> None:
     write_shard(tmp_path / "s.tar", [good(n) for n in range(7)])
     with pytest.raises(DataError, match=r"holds 7 samples .* one global batch takes 8") as error:
-        build_train_data(config(f"{tmp_path}/s.tar"), ALONE, count_words)
+        build_train_data(config(f"{tmp_path}/s.tar"), ALONE, WORDS)
     assert error.value.fix.startswith("train.global_batch=4,")  # 4 lanes
     with pytest.raises(DataError) as error:
-        build_train_data(config(f"{tmp_path}/s.tar", lanes=8), ALONE, count_words)
+        build_train_data(config(f"{tmp_path}/s.tar", lanes=8), ALONE, WORDS)
     assert error.value.fix.startswith("train.global_batch=7 data.lanes=7,")
 
 
@@ -144,9 +144,9 @@ def test_a_killed_worker_is_a_message(tmp_path: Path) -> None:
 
 SCRIPT = """
 import sys, time
-from tests.unit.trainer.data.shards import ALONE, config, count_words
+from tests.unit.trainer.data.shards import ALONE, config, WORDS
 from intern_trainer.data import build_train_data
-data = build_train_data(config(sys.argv[1], workers=2), ALONE, count_words)
+data = build_train_data(config(sys.argv[1], workers=2), ALONE, WORDS)
 batches = data.batches(0)
 next(batches)
 print(*(worker.pid for worker in data._feed._values._workers), flush=True)
