@@ -91,7 +91,7 @@ def two_tower_exportable(
         config={
             "model_type": "intern_two_tower",
             "image": image_config,
-            "text": {**text, "vocab_size": model.text.vocab_size},
+            "text": {**text, "vocab_size": model.text.vocab_size, "eos_id": model.text.eos_id},
             "embed_dim": model.image.projection.out_features,
             "max_logit_scale": model.max_logit_scale,
         },

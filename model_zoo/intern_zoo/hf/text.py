@@ -58,15 +58,16 @@ class Transformer(nn.Module):
 
 
 class TextTransformer(nn.Module):
-    """Token ids [b, l] to features [b, e], read at the first end token, which has the largest id of all.
+    """Token ids [b, l] to features [b, e], read at the first end token, `eos_id`.
 
     l may be anything up to `context_length`: attention is causal, so what stands behind the end token changes nothing.
     """
 
     def __init__(
-        self, vocab_size: int, context_length: int, width: int, layers: int, heads: int, output_dim: int
+        self, vocab_size: int, eos_id: int, context_length: int, width: int, layers: int, heads: int, output_dim: int
     ) -> None:
         super().__init__()
+        self.eos_id = eos_id
         self.context_length = context_length
         self.token_embedding = nn.Embedding(vocab_size, width)
         self.positional_embedding = nn.Parameter(torch.empty(context_length, width))
@@ -86,5 +87,6 @@ class TextTransformer(nn.Module):
             )
         x_blc = self.token_embedding(text) + self.positional_embedding[:length]
         x_blc = self.ln_final(self.transformer(x_blc))
-        x_bc = x_blc[torch.arange(len(text), device=text.device), text.argmax(dim=-1)]
+        end_b = (text == self.eos_id).int().argmax(dim=-1)
+        x_bc = x_blc[torch.arange(len(text), device=text.device), end_b]
         return x_bc @ self.text_projection

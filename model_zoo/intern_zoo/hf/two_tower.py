@@ -21,7 +21,7 @@ class InternTwoTowerConfig(PreTrainedConfig):
 
     Args:
         image: options of the image model.
-        text: `vocab_size`, `context_length`, `width`, `layers`, `heads` of the text transformer.
+        text: `vocab_size`, `eos_id`, `context_length`, `width`, `layers`, `heads` of the text transformer.
         embed_dim: width of the common space.
         max_logit_scale: upper bound of exp(logit scale).
     """

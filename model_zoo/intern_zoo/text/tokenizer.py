@@ -7,7 +7,8 @@ from typing import Protocol
 from open_clip.tokenizer import SimpleTokenizer
 from torch import LongTensor
 
-VOCAB_SIZE = 49408
+VOCAB_SIZE, EOT = 49408, 49407
+"""Of CLIP's vocabulary."""
 
 
 class Tokenizer(Protocol):

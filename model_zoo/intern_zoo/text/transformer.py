@@ -5,18 +5,24 @@ from __future__ import annotations
 from open_clip.transformer import TextTransformer
 from torch import nn
 
-from intern_zoo.text.tokenizer import VOCAB_SIZE
+from intern_zoo.text.tokenizer import EOT, VOCAB_SIZE
 
 __all__ = ["TextTransformer", "create_text_transformer"]
 
 
 def create_text_transformer(
-    embed_dim: int, width: int = 512, layers: int = 12, heads: int = 8, context_length: int = 77
+    embed_dim: int,
+    width: int = 512,
+    layers: int = 12,
+    heads: int = 8,
+    context_length: int = 77,
+    vocab_size: int = VOCAB_SIZE,
+    eos_id: int = EOT,
 ) -> TextTransformer:
     """Token ids [b, context_length] to features [b, embed_dim] (not normalised).
 
-    The end token has the largest id, so the feature is read at `argmax` of the ids; with the causal mask, what stands
-    behind it changes nothing.
+    The feature is read at the first `eos_id`; with the causal mask, what stands behind it changes nothing. (CLIP's code
+    reads it at the largest id, which is the same token as long as no vocabulary has larger ones, such as a mask's.)
 
     Raises:
         ValueError: `heads` does not divide `width`.
@@ -25,10 +31,12 @@ def create_text_transformer(
         raise ValueError(f"text width {width} is not a multiple of {heads} heads")
     return TextTransformer(
         context_length=context_length,
-        vocab_size=VOCAB_SIZE,
+        vocab_size=vocab_size,
         width=width,
         heads=heads,
         layers=layers,
         output_dim=embed_dim,
         act_layer=nn.GELU,
+        pool_type="eos",
+        eos_id=eos_id,
     )

@@ -14,7 +14,7 @@ TEXTS = ["a cat", "a rather long sentence about two dogs and a bird in a tree", 
 def towers():
     torch.manual_seed(0)
     ours = create_text_transformer(embed_dim=24, width=32, layers=3, heads=4, context_length=20).eval()
-    plain = PlainTextTransformer(vocab_size=49408, context_length=20, width=32, layers=3, heads=4, output_dim=24)
+    plain = PlainTextTransformer(49408, 49407, context_length=20, width=32, layers=3, heads=4, output_dim=24)
     plain.load_state_dict(ours.state_dict())  # strict: the same names and shapes
     return ours, plain.eval()
 
@@ -35,6 +35,21 @@ def test_padding_behind_the_end_changes_nothing(towers):
         torch.testing.assert_close(ours(filled), ours(ids), atol=1e-6, rtol=1e-5)
         torch.testing.assert_close(plain(filled), ours(ids), atol=1e-6, rtol=1e-5)
         torch.testing.assert_close(plain(filled[:, :longest]), ours(ids), atol=1e-6, rtol=1e-5)
+
+
+def test_the_end_token_need_not_have_the_largest_id(towers):
+    """A mask token stands behind CLIP's vocabulary; the feature still comes from the end token."""
+    torch.manual_seed(0)
+    masked = create_text_transformer(embed_dim=24, width=32, layers=3, heads=4, context_length=20, vocab_size=49409)
+    plain = PlainTextTransformer(49409, 49407, context_length=20, width=32, layers=3, heads=4, output_dim=24)
+    plain.load_state_dict(masked.state_dict())
+    ids = tokenizer(20)(TEXTS[:2])
+    ids[0, 1] = 49408
+    longer = ids.clone()
+    longer[0, 5:] = 17  # behind the end
+    with torch.no_grad():
+        torch.testing.assert_close(masked(longer), masked(ids), atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(plain(ids), masked(ids), atol=1e-6, rtol=1e-5)
 
 
 def test_too_long_a_text_is_told(towers):
