@@ -23,12 +23,13 @@ WANTED = (*decode.PICTURES, *decode.TEXTS)
 
 @dataclass(frozen=True)
 class Sample:
-    """pixels: uint8 [h, w, 3], one a view."""
+    """pixels: uint8 [h, w, 3], one a view. boxes: float32 [views, 4], see `Views.boxes`; None: not asked for."""
 
     id: str
     pixels: tuple[np.ndarray, ...]
     caption: str
     record: dict[str, Any]
+    boxes: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ class Reader:
         if self._other_captions is not None:
             caption = self._caption(self._other_captions.of(place))
         picture = decode.picture(content, self._max_pixels, self.crop.least())
-        return Sample(self.id(place), self.crop(picture, seed), caption, record)
+        boxes = self.crop.boxes(picture.size, seed) if isinstance(self.crop, TrainViews) else None
+        return Sample(self.id(place), self.crop(picture, seed), caption, record, boxes)
 
     def close(self) -> None:
         self._storage.close()

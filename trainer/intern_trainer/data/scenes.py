@@ -19,6 +19,7 @@ from PIL import Image
 
 from intern_trainer.data import embedded
 from intern_trainer.data.order import mix
+from intern_trainer.data.transforms import shared
 
 OPAQUE = 128
 """Alpha from which a pixel belongs to the object (of 255)."""
@@ -166,16 +167,9 @@ def _place(
     for _ in range(PLACES):
         left, top = rng.randint(0, side - width), rng.randint(0, side - height)
         box = (left, top, left + width, top + height)
-        if all(_covered(box, other) <= MAX_COVERED for other in taken):
+        if all(shared(box, other) <= MAX_COVERED for other in taken):
             return box
     return None
-
-
-def _covered(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> float:
-    """The area that both boxes share, over that of the smaller."""
-    width = max(0, min(a[2], b[2]) - max(a[0], b[0]))
-    height = max(0, min(a[3], b[3]) - max(a[1], b[1]))
-    return width * height / min((a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1]))
 
 
 def _box(mask: np.ndarray) -> tuple[int, int, int, int]:

@@ -37,7 +37,9 @@ SUBSTITUTES = 32
 
 @dataclass
 class _Part:
-    """What one worker made of its rows of a micro-batch, by name: images uint8 [b, h, w, 3], texts [b, ...]."""
+    """What one worker made of its rows of a micro-batch, by name: images uint8 [b, h, w, 3], texts and boxes
+    [b, ...].
+    """
 
     images: dict[str, Tensor]
     texts: dict[str, Tensor]
@@ -114,7 +116,8 @@ class TrainData:
         config = self._config
         counts, weights = zip(*((source.counts, source.weight) for source in self._sources), strict=True)
         order = Order(counts, weights, config.train.seed, config.data.lanes, config.data.shuffle_window)
-        crop = transforms.TrainViews(config.model.image_size, config.data.augment, self._views.images)
+        views = self._views
+        crop = transforms.TrainViews(config.model.image_size, config.data.augment, views.images, views.overlap)
         reader = Reader(
             self._sources, config.data, config.data.index_dir, crop, self._others, open_indexes=config.data.lanes + 8
         )
@@ -142,7 +145,8 @@ class TrainData:
         names = self._views.image_names()
         images = {name: torch.from_numpy(np.stack(each)) for name, each in zip(names, pixels, strict=True)}
         texts = self._views.texts(captions, seeds) if self._views.texts else {}
-        return _Part(images, texts, [sample.id for sample in samples], captions, bad)
+        rows = {"boxes": torch.from_numpy(np.stack([sample.boxes for sample in samples]))} if self._views.boxes else {}
+        return _Part(images, texts | rows, [sample.id for sample in samples], captions, bad)
 
     def _batch(self, parts: list[_Part]) -> Batch:
         ids = [id for part in parts for id in part.ids]

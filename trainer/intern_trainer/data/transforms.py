@@ -19,24 +19,48 @@ from intern_trainer.config.schema import Augment, Config
 from intern_trainer.data.order import mix
 
 Box = tuple[float, float, float, float]
+TRIES = 20
+"""Draws of a view that must overlap with the first one, before it takes the same place."""
 
 
 class TrainViews:
     """Random resized crop and flip, `views` times with draws of their own that depend on the sample's seed alone."""
 
-    def __init__(self, size: int, augment: Augment, views: int = 1) -> None:
-        self.size, self.augment, self.views = size, augment, views
+    def __init__(self, size: int, augment: Augment, views: int = 1, overlap: float = 0.0) -> None:
+        self.size, self.augment, self.views, self.overlap = size, augment, views, overlap
 
     def __call__(self, picture: Image.Image, seed: int) -> tuple[np.ndarray, ...]:
         """uint8 [size, size, 3], one a view."""
-        return tuple(self.view(picture, random.Random(mix(seed, number))) for number in range(1, self.views + 1))
+        return tuple(self.view(picture, box, mirrored) for box, mirrored in self.windows(picture.size, seed))
 
-    def view(self, picture: Image.Image, rng: random.Random) -> np.ndarray:
-        box = crop_box(picture.size, self.augment.crop_scale, self.augment.crop_ratio, rng)
+    def view(self, picture: Image.Image, box: Box, mirrored: bool) -> np.ndarray:
         picture = picture.resize((self.size, self.size), Image.Resampling.BICUBIC, box, reducing_gap=2.0)
-        if rng.random() < self.augment.flip:
+        if mirrored:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return np.asarray(picture)
+
+    def windows(self, size: tuple[int, int], seed: int) -> list[tuple[Box, bool]]:
+        """Where in a picture of this size each view lies, in pixels, and whether it is mirrored."""
+        found: list[tuple[Box, bool]] = []
+        for number in range(1, self.views + 1):
+            rng = random.Random(mix(seed, number))
+            box = crop_box(size, self.augment.crop_scale, self.augment.crop_ratio, rng)
+            for _ in range(TRIES):
+                if not found or shared(found[0][0], box) >= self.overlap:
+                    break
+                box = crop_box(size, self.augment.crop_scale, self.augment.crop_ratio, rng)
+            else:
+                box = found[0][0]
+            found.append((box, rng.random() < self.augment.flip))
+        return found
+
+    def boxes(self, size: tuple[int, int], seed: int) -> np.ndarray:
+        """float32 [views, 4]: `windows` as `Views.boxes` describes them."""
+        width, height = size
+        edges = [
+            (r, t, left, b) if mirrored else (left, t, r, b) for (left, t, r, b), mirrored in self.windows(size, seed)
+        ]
+        return np.array(edges, np.float32) / np.array([width, height, width, height], np.float32)
 
     def least(self) -> tuple[int, int]:
         """A JPEG may be decoded down to this: the smallest crop then still has `size` pixels a side, about."""
@@ -81,6 +105,13 @@ def crop_box(size: tuple[int, int], scale: tuple[float, float], ratio: tuple[flo
     aspect = min(max(width / height, ratio[0]), ratio[1])
     w, h = min(width, height * aspect), min(height, width / aspect)
     return (width - w) / 2, (height - h) / 2, (width + w) / 2, (height + h) / 2
+
+
+def shared(a: Box, b: Box) -> float:
+    """The area that two boxes have in common, over that of the smaller."""
+    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
+    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    return width * height / min((a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1]))
 
 
 def normalise(

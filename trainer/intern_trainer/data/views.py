@@ -19,10 +19,15 @@ class Views:
     Attributes:
         images: independent random views of the picture: tensors `image`, `image2`, ... of a batch.
         texts: makes the text tensors; None: the batches hold pictures alone.
+        overlap: least share of the smaller crop that each further view has in common with the first one.
+        boxes: whether batches say where the views lie: `boxes`, float [b, images, 4], the left, top, right and bottom
+            edge of each view as places in the picture, 0 to 1. In a mirrored view left is larger than right.
     """
 
     images: int = 1
     texts: TextViews | None = None
+    overlap: float = 0.0
+    boxes: bool = False
 
     def image_names(self) -> list[str]:
         return ["image", *(f"image{number}" for number in range(2, self.images + 1))]
