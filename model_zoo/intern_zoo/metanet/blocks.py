@@ -45,6 +45,7 @@ class BlockShape:
     stride: int
     expansion: float
     drop_path: float
+    drop_path_mode: str
     head_dim: int
     act: str
     norm: str
@@ -91,14 +92,15 @@ class MBConv(nn.Module):
         self.project = Pointwise(shape.hidden, shape.outputs)
         self.norm_out = norm(shape.outputs, zero_init=True)
         self.act = act()
-        self.drop_path = DropPath(shape.drop_path)
+        self.drop_path = DropPath(shape.drop_path, shape.drop_path_mode)
 
     def forward(self, x_bchw: torch.Tensor) -> torch.Tensor:
-        r_bchw = self.shortcut(x_bchw)
+        return self.drop_path(self.shortcut(x_bchw), x_bchw, self.branch)
+
+    def branch(self, x_bchw: torch.Tensor) -> torch.Tensor:
         h_bchw = self.act(self.norm_expand(self.expand(self.norm_in(x_bchw)))) if self.expands else x_bchw
         h_bchw = self.act(self.norm_depthwise(self.depthwise(h_bchw)))
-        y_bchw = self.norm_out(self.project(self.squeeze(h_bchw)))
-        return r_bchw + self.drop_path(y_bchw)
+        return self.norm_out(self.project(self.squeeze(h_bchw)))
 
 
 class FusedMBConv(nn.Module):
@@ -124,13 +126,14 @@ class FusedMBConv(nn.Module):
             else conv3x3(shape.hidden, shape.outputs, shape.stride, bias=True)
         )
         self.norm_out = norm(shape.outputs, zero_init=True)
-        self.drop_path = DropPath(shape.drop_path)
+        self.drop_path = DropPath(shape.drop_path, shape.drop_path_mode)
 
     def forward(self, x_bchw: torch.Tensor) -> torch.Tensor:
-        r_bchw = self.shortcut(x_bchw)
+        return self.drop_path(self.shortcut(x_bchw), x_bchw, self.branch)
+
+    def branch(self, x_bchw: torch.Tensor) -> torch.Tensor:
         h_bchw = self.act(self.norm_expand(self.expand(self.norm_in(x_bchw)))) if self.expands else x_bchw
-        y_bchw = self.norm_out(self.project(self.squeeze(h_bchw)))
-        return r_bchw + self.drop_path(y_bchw)
+        return self.norm_out(self.project(self.squeeze(h_bchw)))
 
 
 class AttentionBlock(nn.Module):
@@ -149,14 +152,20 @@ class AttentionBlock(nn.Module):
         self.norm2 = nn.LayerNorm(width)
         self.mlp = Mlp(width, shape.hidden, shape.act)
         self.scale2 = LayerScale(width, shape.layer_scale)
-        self.drop_path = DropPath(shape.drop_path)
+        self.drop_path = DropPath(shape.drop_path, shape.drop_path_mode)
 
     def forward(self, x_bchw: torch.Tensor) -> torch.Tensor:
         x_bchw = x_bchw + self.position(x_bchw)
         t_bnc = as_tokens(x_bchw)
-        t_bnc = t_bnc + self.drop_path(self.scale1(self.attention(self.norm1(t_bnc))))
-        t_bnc = t_bnc + self.drop_path(self.scale2(self.mlp(self.norm2(t_bnc))))
+        t_bnc = self.drop_path(t_bnc, t_bnc, self.attend)
+        t_bnc = self.drop_path(t_bnc, t_bnc, self.transform)
         return as_map(t_bnc, size_of(x_bchw))
+
+    def attend(self, t_bnc: torch.Tensor) -> torch.Tensor:
+        return self.scale1(self.attention(self.norm1(t_bnc)))
+
+    def transform(self, t_bnc: torch.Tensor) -> torch.Tensor:
+        return self.scale2(self.mlp(self.norm2(t_bnc)))
 
 
 class AttentionTransition(nn.Module):

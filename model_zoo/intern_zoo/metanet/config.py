@@ -18,7 +18,8 @@ class MetaNetConfig:
 
     `downsamples[i]` says how stage i changes width and resolution: `block` = inside its first block (the released
     MetaNet), `local` = a convolutional down-sampling module in front (UniNet's L-DSM), `local_global` = one with
-    attention over all tokens (UniNet's LG-DSM).
+    attention over all tokens (UniNet's LG-DSM). `drop_path_mode`: `mask` = each sample draws for itself and every
+    branch is computed for all (released); `rows` = a branch is computed for the samples that keep it, a fixed share.
     """
 
     depths: tuple[int, ...]
@@ -35,6 +36,7 @@ class MetaNetConfig:
     squeeze_of: Literal["hidden", "input"] = "hidden"
     layer_scale: float = 1e-6
     drop_path_rate: float = 0.0
+    drop_path_mode: Literal["mask", "rows"] = "mask"
     drop_rate: float = 0.0
     num_classes: int = 1000
     in_chans: int = 3
@@ -108,7 +110,8 @@ class MetaNetConfig:
                         closest(str(kind), known),
                     )
         for name, known in (("act", ("gelu", "gelu_tanh")), ("norm", ("batch", "layer")),
-                            ("squeeze_of", ("hidden", "input")), ("global_pool", ("avg", ""))):  # fmt: skip
+                            ("squeeze_of", ("hidden", "input")), ("global_pool", ("avg", "")),
+                            ("drop_path_mode", ("mask", "rows"))):  # fmt: skip
             if getattr(self, name) not in known:
                 raise ModelConfigError(
                     f"{name} is {getattr(self, name)!r}.", f"It can be {' or '.join(map(repr, known))}.", "Choose one."

@@ -57,6 +57,7 @@ class Stage(nn.Module):
                 stride=stride if i == 0 and in_block else 1,
                 expansion=config.expansions[index],
                 drop_path=drop_path,
+                drop_path_mode=config.drop_path_mode,
                 head_dim=config.head_dim,
                 act=config.act,
                 norm=config.norm,
