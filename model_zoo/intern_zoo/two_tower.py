@@ -6,6 +6,7 @@ b batch, e width of the common space, f features of the image tower, l context l
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import timm
@@ -18,6 +19,9 @@ from intern_zoo.text import TextTransformer, create_text_transformer
 from intern_zoo.weight_decay import offsets_and_factors
 
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
+
+AUXILIARY = ("heads.", "text.token_embedding.mask")
+"""How names begin of what serves a loss of training alone: neither exported, nor needed to start another run from."""
 
 
 class TwoTowerOutput(NamedTuple):
@@ -48,14 +52,21 @@ class TwoTower(nn.Module):
         image: image model without classifier (`num_classes=0`): [b, 3, h, w] to pooled features [b, f].
         text: text transformer: token ids [b, l] to [b, e].
         embed_dim: e.
-        max_logit_scale: upper bound of exp(logit scale); CLIP's 100.
+        max_logit_scale, min_logit_scale: bounds of exp(logit scale); CLIP's upper one is 100.
     """
 
-    def __init__(self, image: nn.Module, text: TextTransformer, embed_dim: int, max_logit_scale: float = 100.0) -> None:
+    def __init__(
+        self,
+        image: nn.Module,
+        text: TextTransformer,
+        embed_dim: int,
+        max_logit_scale: float = 100.0,
+        min_logit_scale: float = 0.0,
+    ) -> None:
         super().__init__()
         self.image = ImageTower(image, embed_dim)
         self.text = text
-        self.max_logit_scale = max_logit_scale
+        self.max_logit_scale, self.min_logit_scale = max_logit_scale, min_logit_scale
         # shape [1]: DeepSpeed cannot view a parameter without dimensions as bytes
         self.logit_scale = nn.Parameter(torch.full((1,), INITIAL_LOGIT_SCALE))
 
@@ -79,8 +90,12 @@ class TwoTower(nn.Module):
         return TwoTowerOutput(
             None if image is None else self.encode_image(image),
             None if text is None else self.encode_text(text),
-            _UpperBound.apply(self.logit_scale.exp(), self.max_logit_scale),
+            self.bounded_logit_scale(),
         )
+
+    def bounded_logit_scale(self) -> Tensor:
+        """[1], the factor that dot products of features are multiplied by."""
+        return _Bounded.apply(self.logit_scale.exp(), self.min_logit_scale, self.max_logit_scale)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.image.trunk.set_grad_checkpointing(enable)
@@ -94,22 +109,23 @@ class TwoTower(nn.Module):
         return offsets_and_factors(self) | image | {"text.positional_embedding"}
 
 
-class _UpperBound(torch.autograd.Function):
-    """min(x, bound) whose gradient vanishes only where it would push x further up, so that x can come back.
+class _Bounded(torch.autograd.Function):
+    """x between two bounds, whose gradient vanishes only where it would push x further out, so that x can come back.
 
     CLIP cuts the parameter itself after each step; a parameter that ZeRO has sharded is not there to be cut.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, bound: float) -> Tensor:
-        ctx.save_for_backward(x < bound)
-        return x.clamp(max=bound)
+    def forward(ctx: Any, x: Tensor, low: float, high: float) -> Tensor:
+        ctx.save_for_backward(x <= low, x >= high)
+        return x.clamp(low, high)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (gradient,) = gradients
-        (below,) = ctx.saved_tensors
-        return gradient * (below | (gradient > 0)), None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = gradients  # against it x will move
+        at_low, at_high = ctx.saved_tensors
+        outwards = (at_low & (gradient > 0)) | (at_high & (gradient < 0))
+        return gradient.masked_fill(outwards, 0.0), None, None
 
 
 def create_two_tower(
@@ -118,7 +134,8 @@ def create_two_tower(
     embed_dim: int,
     text: dict[str, int],
     image_options: dict[str, Any] | None = None,
-    max_logit_scale: float = 100.0,
+    model: Callable[..., TwoTower] = TwoTower,
+    **bounds: float,
 ) -> TwoTower:
     """Build both towers by name.
 
@@ -128,10 +145,11 @@ def create_two_tower(
         embed_dim: width of the common space.
         text: `width`, `layers`, `heads`, `context_length` of the text transformer.
         image_options: overrides for the image model's constructor.
-        max_logit_scale: upper bound of exp(logit scale).
+        model: makes the model of both towers and `embed_dim`.
+        bounds: `max_logit_scale`, `min_logit_scale` of `TwoTower`.
     """
     trunk = create_model(image, num_classes=0, **sized_options(image, image_size, image_options or {}))
-    return TwoTower(trunk, create_text_transformer(embed_dim, **text), embed_dim, max_logit_scale)
+    return model(trunk, create_text_transformer(embed_dim, **text), embed_dim, **bounds)
 
 
 def sized_options(image: str, image_size: int, options: dict[str, Any]) -> dict[str, Any]:

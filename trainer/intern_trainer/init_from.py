@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Iterable
 
+from intern_zoo.two_tower import AUXILIARY
 from torch import Tensor
 
 from intern_trainer.checkpoint.agree import agreed
@@ -25,8 +26,9 @@ SHOWN = 3
 def initialise(engine: Engine, config: Config, ranks: Ranks) -> None:
     """Put the weights that `init.from` names into a new engine. Optimizer and average begin there. Collective.
 
-    A run, checkpoint or export of ours must be of this model. A file of open_clip or timm may lack whole parts, such as
-    the text tower: those keep their fresh weights, and the log says so.
+    A run, checkpoint or export of ours must be of this model; what served its loss alone is left out, and what serves
+    this run's loss keeps its fresh weights, unless all of it is there in the same shapes. A file of open_clip or timm
+    may lack whole parts, such as the text tower: those stay fresh, too. The log names what does.
 
     Raises (the same on every rank):
         CheckpointError: it is not there, damaged, or of another model, with the names that do not fit.
@@ -66,12 +68,12 @@ def check(weights: Weights, shapes: dict[str, tuple[int, ...]], where: str) -> s
     if not weights.whole:
         absent = tuple(part for part in PARTS if not any(name.startswith(part) for name in weights.shapes))
         fresh = {name for name in missing if name.startswith(absent)} if absent else set()
-    extra = weights.shapes.keys() - shapes
-    misshaped = [
-        f"{name} (there {list(weights.shapes[name])}, here {list(shapes[name])})"
-        for name in shapes.keys() & weights.shapes
-        if not _same_shape(weights.shapes[name], shapes[name])
-    ]
+    extra = {name for name in weights.shapes.keys() - shapes if not name.startswith(AUXILIARY)}
+    unlike = {n for n in shapes.keys() & weights.shapes if not _same_shape(weights.shapes[n], shapes[n])}
+    auxiliary = {name for name in shapes if name.startswith(AUXILIARY)}
+    if auxiliary & (missing | unlike):
+        fresh |= auxiliary  # whole or not at all: half of a queue, or of a head, is none
+    misshaped = [f"{name} (there {list(weights.shapes[name])}, here {list(shapes[name])})" for name in unlike - fresh]
     wrong = [
         f"{len(names)} {what} ({_first(names)})"
         for names, what in ((missing - fresh, "missing"), (extra, "too much"), (misshaped, "of another shape"))
@@ -87,7 +89,8 @@ def check(weights: Weights, shapes: dict[str, tuple[int, ...]], where: str) -> s
 
 
 def part_names(names: Iterable[str]) -> list[str]:
-    return [part.rstrip(".") for part in PARTS if any(name.startswith(part) for name in names)]
+    found = {next(part for part in (*AUXILIARY, *PARTS) if name.startswith(part)) for name in names}
+    return [part.rstrip(".") for part in (*PARTS, *AUXILIARY) if part in found]
 
 
 def _same_shape(theirs: tuple[int, ...], ours: tuple[int, ...]) -> bool:

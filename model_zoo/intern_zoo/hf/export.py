@@ -20,7 +20,7 @@ from intern_zoo.hf.flatten import flatten
 from intern_zoo.hf.tokenizer import save_tokenizer
 from intern_zoo.hf.weights import PREFIX, write_weights
 from intern_zoo.metanet import MetaNet
-from intern_zoo.two_tower import TwoTower, sized_options
+from intern_zoo.two_tower import AUXILIARY, TwoTower, sized_options
 
 REPLACE = {
     "intern_zoo.text": "intern_zoo.hf.text",
@@ -46,7 +46,7 @@ class Exportable:
         module: the module with its transformers classes; `flatten` makes the modelling file of it.
         auto_classes: which of its classes transformers' Auto classes stand for.
         config: what its configuration class takes.
-        expected: the model's state dict (meta is enough).
+        expected: of the model's state dict what the folder holds (meta is enough).
         pictures: how its input is made.
         context_length: of its tokenizer; None for a model without text.
         pipeline: the transformers pipeline that it serves.
@@ -94,8 +94,9 @@ def two_tower_exportable(
             "text": {**text, "vocab_size": model.text.vocab_size, "eos_id": model.text.eos_id},
             "embed_dim": model.image.projection.out_features,
             "max_logit_scale": model.max_logit_scale,
+            "min_logit_scale": model.min_logit_scale,
         },
-        expected=model.state_dict(),
+        expected={name: t for name, t in model.state_dict().items() if not name.startswith(AUXILIARY)},
         pictures=pictures,
         context_length=text["context_length"],
         pipeline="zero-shot-image-classification",

@@ -23,7 +23,7 @@ class InternTwoTowerConfig(PreTrainedConfig):
         image: options of the image model.
         text: `vocab_size`, `eos_id`, `context_length`, `width`, `layers`, `heads` of the text transformer.
         embed_dim: width of the common space.
-        max_logit_scale: upper bound of exp(logit scale).
+        max_logit_scale, min_logit_scale: bounds of exp(logit scale).
     """
 
     model_type = "intern_two_tower"
@@ -34,12 +34,14 @@ class InternTwoTowerConfig(PreTrainedConfig):
         text: dict[str, int] | None = None,
         embed_dim: int = 512,
         max_logit_scale: float = 100.0,
+        min_logit_scale: float = 0.0,
         **kwargs: Any,
     ) -> None:
         self.image = image or {}
         self.text = text or {}
         self.embed_dim = embed_dim
         self.max_logit_scale = max_logit_scale
+        self.min_logit_scale = min_logit_scale
         super().__init__(**kwargs)
 
 
@@ -64,7 +66,8 @@ class InternTwoTowerModel(PreTrainedModel):
     def __init__(self, config: InternTwoTowerConfig) -> None:
         super().__init__(config)
         text = TextTransformer(output_dim=config.embed_dim, **config.text)
-        self.model = TwoTower(build_trunk(config.image), text, config.embed_dim, config.max_logit_scale)
+        bounds = (config.max_logit_scale, config.min_logit_scale)
+        self.model = TwoTower(build_trunk(config.image), text, config.embed_dim, *bounds)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:

@@ -38,7 +38,7 @@ def config(
 def build(settings: Config, seed: int) -> TwoTower:
     torch.manual_seed(seed)
     m = settings.model
-    return create_two_tower(m.image, m.image_size, m.embed_dim, m.text.model_dump(), m.image_options, m.max_logit_scale)
+    return create_two_tower(m.image, m.image_size, m.embed_dim, m.text.model_dump(), m.image_options)
 
 
 class BareEngine:

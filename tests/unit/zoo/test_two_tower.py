@@ -12,7 +12,9 @@ TEXT = {"width": 32, "layers": 2, "heads": 2, "context_length": 12}
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    return create_two_tower("metanet_debug", image_size=64, embed_dim=16, text=TEXT, max_logit_scale=50.0)
+    return create_two_tower(
+        "metanet_debug", image_size=64, embed_dim=16, text=TEXT, max_logit_scale=50.0, min_logit_scale=4.0
+    )
 
 
 def test_features_are_unit_vectors(model):
@@ -31,16 +33,17 @@ def test_no_parameter_without_dimensions(model):
     assert [name for name, parameter in model.named_parameters() if parameter.ndim == 0] == []
 
 
-def test_logit_scale_stops_at_its_bound_and_comes_back(model):
+@pytest.mark.parametrize(("start", "bound", "outwards"), [(10.0, 50.0, -1), (-10.0, 4.0, 1)])
+def test_logit_scale_stops_at_its_bounds_and_comes_back(model, start, bound, outwards):
     before = model.logit_scale.detach().clone()
     with torch.no_grad():
-        model.logit_scale.fill_(10.0)
+        model.logit_scale.fill_(start)
     scale = model().logit_scale
-    assert scale.item() == 50.0
-    (up,) = torch.autograd.grad(-scale.sum(), model.logit_scale, retain_graph=True)  # descent would raise it
-    (down,) = torch.autograd.grad(scale.sum(), model.logit_scale)
-    assert up.item() == 0.0
-    assert down.item() > 0.0
+    assert scale.item() == bound
+    (out,) = torch.autograd.grad(outwards * scale.sum(), model.logit_scale, retain_graph=True)  # descent moves it out
+    (back,) = torch.autograd.grad(-outwards * scale.sum(), model.logit_scale)
+    assert out.item() == 0.0
+    assert back.item() * outwards < 0.0
     with torch.no_grad():
         model.logit_scale.copy_(before)
 

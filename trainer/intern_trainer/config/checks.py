@@ -151,6 +151,13 @@ def _check_schedule(config: Config) -> Iterator[ConfigError]:
 def _check_model(config: Config) -> Iterator[ConfigError]:
     text, augment = config.model.text, config.data.augment
     if text.width % text.heads:
+    if config.model.min_logit_scale > config.model.max_logit_scale:
+        yield ConfigError(
+            f"model.min_logit_scale {config.model.min_logit_scale:g} is more than model.max_logit_scale "
+            f"{config.model.max_logit_scale:g}",
+            "they are bounds of the same factor",
+            f"model.min_logit_scale={config.model.max_logit_scale / 5:g}",
+        )
         yield ConfigError(
             f"model.text.width {text.width} over model.text.heads {text.heads} is not whole",
             "each attention head has width / heads channels",

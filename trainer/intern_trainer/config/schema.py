@@ -61,6 +61,8 @@ class Model(Section):
     `text` is LiT."""
 
 
+    min_logit_scale: Annotated[float, Field(ge=0)] = 0.0
+    """Lower bound of exp(logit scale); DeCLIP's is exp(3) = 20.1."""
 class Source(Section):
     """One set of shards."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from typing import Any, Literal
 import torch
 from intern_zoo.errors import StateDictError
 from intern_zoo.hf.export import Exportable, write_folder
+from torch import Tensor
 
 from intern_trainer.checkpoint import CheckpointReader, newest_good
 from intern_trainer.config.schema import Config
@@ -104,7 +106,7 @@ def export_run(
     with torch.device("meta"):
         model = task.build_model()
     exportable = KINDS[config.task](model, config)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parameters = sum(p.numel() for name, p in model.named_parameters() if name in exportable.expected)
     card = _card(folder, config, to, exportable, parameters, reader, which)
     found: list[Differences] = []
     try:
@@ -112,10 +114,10 @@ def export_run(
             size = write_folder(
                 to.resolve(),  # it is loaded in a process with another current folder
                 exportable,
-                reader.weights(which),
+                _exported(exportable, reader, which),
                 card,
                 max_shard_bytes,
-                check=lambda written: found.append(_check(written, task, config, reader, which)),
+                check=lambda written: found.append(_check(written, exportable, task, config, reader, which)),
             )
     except StateDictError as error:
         raise CheckpointError(f"{reader.path}: {error.found}", error.rule, error.fix) from error
@@ -141,12 +143,24 @@ def _open(
     return reader, weights or ("ema" if averaged else "raw")
 
 
+def _exported(
+    exportable: Exportable, reader: CheckpointReader, which: Literal["ema", "raw"]
+) -> Iterator[tuple[str, Tensor]]:
+    """Without what served a loss alone."""
+    return ((name, tensor) for name, tensor in reader.weights(which) if name in exportable.expected)
+
+
 def _check(
-    written: Path, task: Task, config: Config, reader: CheckpointReader, which: Literal["ema", "raw"]
+    written: Path,
+    exportable: Exportable,
+    task: Task,
+    config: Config,
+    reader: CheckpointReader,
+    which: Literal["ema", "raw"],
 ) -> Differences:
     size = sum(file.stat().st_size for file in written.glob("*.safetensors"))
     if not fits_in_memory(size):
-        return compare_weights(written, reader.weights(which))
+        return compare_weights(written, _exported(exportable, reader, which))
     model = task.build_model()
     load_weights(model, reader.weights(which))
     return COMPARE[config.task](written, model, config)

@@ -51,6 +51,7 @@ class ContrastiveTask:
                 embed_dim=model.embed_dim,
                 text=model.text.model_dump(),
                 max_logit_scale=model.max_logit_scale,
+                min_logit_scale=model.min_logit_scale,
             )
         except (TypeError, ValueError) as error:  # the zoo's word on an option that it does not know
             raise ConfigError(

@@ -89,6 +89,7 @@ WRONG = [
     (["model.text.heads=7"], "model.text.width 512 over model.text.heads 7", "model.text.heads=4"),
     (["data.lanes=48"], "data.lanes 48 does not divide train.global_batch 64", "data.lanes=32"),
     (["optim.schedule.warmup_steps=50"], "warmup_steps 50 is more than train.steps 10", "warmup_steps=1"),
+    (["model.min_logit_scale=200"], "200 is more than model.max_logit_scale 100", "min_logit_scale=20"),
     (["optim.schedule.min_lr=1"], "min_lr 1.0 is more than optim.lr 0.001", "min_lr=1e-05"),
     (["log.profile={first: 5, last: 3}"], "steps 5 to 3 of 10", "log.profile={first: 5, last: 8}"),
     (["train.precision=bf8"], "train.precision is 'bf8'", "'fp32', 'bf16' or 'fp16'"),
