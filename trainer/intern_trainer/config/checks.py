@@ -32,6 +32,7 @@ def check(config: Config) -> list[ConfigError]:
         *_check_phases(config),
         *_check_schedule(config),
         *_check_model(config),
+        *_check_captions(config),
         *_check_evaluation(config),
     ]
 
@@ -150,7 +151,6 @@ def _check_schedule(config: Config) -> Iterator[ConfigError]:
 
 def _check_model(config: Config) -> Iterator[ConfigError]:
     text, augment = config.model.text, config.data.augment
-    if text.width % text.heads:
     if config.model.min_logit_scale > config.model.max_logit_scale:
         yield ConfigError(
             f"model.min_logit_scale {config.model.min_logit_scale:g} is more than model.max_logit_scale "
@@ -158,6 +158,7 @@ def _check_model(config: Config) -> Iterator[ConfigError]:
             "they are bounds of the same factor",
             f"model.min_logit_scale={config.model.max_logit_scale / 5:g}",
         )
+    if text.width % text.heads:
         yield ConfigError(
             f"model.text.width {text.width} over model.text.heads {text.heads} is not whole",
             "each attention head has width / heads channels",
@@ -170,6 +171,17 @@ def _check_model(config: Config) -> Iterator[ConfigError]:
             )
     if any(s <= 0 for s in config.data.std):
         yield ConfigError(f"data.std is {list(config.data.std)}", "pictures are divided by it", "give positive numbers")
+
+
+def _check_captions(config: Config) -> Iterator[ConfigError]:
+    data = config.data
+    for key in data.caption_keys:
+        if "{language}" in key and not data.languages:
+            yield ConfigError(
+                f"data.caption_keys has {key}, and data.languages is empty",
+                "{language} stands for each of data.languages",
+                "data.languages={en: 1}, say",
+            )
 
 
 def _check_evaluation(config: Config) -> Iterator[ConfigError]:

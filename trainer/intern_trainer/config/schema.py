@@ -29,6 +29,11 @@ def _as_sources(value: Any) -> Any:
     return ([{"location": bare}] if bare else []) + sources
 
 
+def _as_weights(value: Any) -> Any:
+    """Names without weights count alike."""
+    return value if isinstance(value, dict) else dict.fromkeys(_as_list(value), 1.0)
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
@@ -56,13 +61,13 @@ class Model(Section):
     """Width of the space that both towers meet in."""
     max_logit_scale: Annotated[float, Field(gt=0)] = 100.0
     """Upper bound of exp(logit scale), as in CLIP."""
+    min_logit_scale: Annotated[float, Field(ge=0)] = 0.0
+    """Lower bound of exp(logit scale); DeCLIP's is exp(3) = 20.1."""
     freeze: Annotated[list[str], BeforeValidator(_as_list)] = []
     """`image`, `text`, or patterns (fnmatch) of parameter names that stay as they are. Frozen `image` with trained
     `text` is LiT."""
 
 
-    min_logit_scale: Annotated[float, Field(ge=0)] = 0.0
-    """Lower bound of exp(logit scale); DeCLIP's is exp(3) = 20.1."""
 class Source(Section):
     """One set of shards."""
 
@@ -106,8 +111,20 @@ class Data(Section):
     """Pictures with this many pixels or more are bad samples."""
     max_caption_chars: PositiveInt = 5000
     """Captions longer than this are bad samples."""
-    caption_keys: Annotated[list[str], BeforeValidator(_as_list)] = ["txt", "json.caption", "json.title"]
-    """Where the caption is, first match wins: a member's extension, or a key inside the sample's `json`."""
+    caption_keys: Annotated[list[str], BeforeValidator(_as_list)] = [
+        "txt", "json.caption", "json.captions", "json.title",
+    ]  # fmt: skip
+    """Where captions are, first match wins: a member's extension, or a key inside the sample's `json`: a text, a list of
+    texts, or a mapping of languages to either. `{language}` in a key stands for each of `languages`. A `txt` may hold
+    translations in further lines, as `de.utf8=...`; its first line is English (`en`)."""
+    caption_choice: Literal["first", "random"] = "first"
+    """Which of several captions in one language a picture gets in training: the first, or one drawn anew each epoch."""
+    languages: Annotated[dict[str, Annotated[float, Field(gt=0)]], BeforeValidator(_as_weights)] = {}
+    """Languages of captions, with weights: `{en: 0.7, de: 0.3}`, or a list, which counts all alike. One is drawn for
+    each sample among those that it has; languages that it lacks leave their weight to the others, and a sample with none
+    of them is a bad one. Captions that do not say their language are taken as they are. Evaluation takes the first
+    caption in the first of these languages that a sample has. Empty: the first language of each sample; with
+    `caption_choice: random` any of them."""
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     """Per-channel mean and standard deviation that pictures are normalised with (defaults: CLIP's)."""
@@ -205,6 +222,8 @@ class Retrieval(Section):
     """Image-text retrieval among all pairs of a set, both ways."""
 
     data: Sources
+    language: str | None = None
+    """Of the captions; None: the first of `data.languages` that a sample has."""
     name: str = "retrieval"
 
 
