@@ -47,6 +47,11 @@ class ShardIndex:
     def __len__(self) -> int:
         return len(self.keys)
 
+    @property
+    def end(self) -> int:
+        """Bytes of the shard up to the end of its last member."""
+        return int((self.offset + self.size).max())
+
     def key(self, sample: int) -> str:
         return self.keys[sample].decode("utf-8", "replace")
 
@@ -142,8 +147,13 @@ def path_of(location: str, stamp: str, index_dir: Path | None) -> Path:
         beside = Path(f"{location}.index.npz")
         if beside.exists() or os.access(beside.parent, os.W_OK):
             return beside
-    folder = index_dir or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "intern-trainer" / "index"
-    return folder / f"{hashlib.sha256(f'{location}|{stamp}'.encode()).hexdigest()[:32]}.npz"
+    return index_folder(index_dir) / f"{hashlib.sha256(f'{location}|{stamp}'.encode()).hexdigest()[:32]}.npz"
+
+
+def index_folder(index_dir: Path | None) -> Path:
+    """Where indexes go that cannot lie beside their shards."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return index_dir or cache / "intern-trainer" / "index"
 
 
 def find(storage: Storage, location: str, index_dir: Path | None) -> ShardIndex | None:
@@ -173,29 +183,35 @@ def index_command(locations: list[str], index_dir: Path | None = None, workers: 
     Raises:
         DataError: names every shard that could not be indexed; the others are done all the same.
     """
-    from intern_trainer.data.sources import expand
+    from intern_trainer.data import catalogue, sources
 
-    storage, samples, made, failures = Storage(), 0, 0, list[str]()
+    storage, made, failures = Storage(), 0, list[str]()
+    counts, sizes = list[int](), list[int]()
 
-    def one(location: str) -> tuple[int, bool] | DataError:
+    def one(location: str) -> tuple[int, int, bool] | DataError:
         try:
             found = find(storage, location, index_dir)
-            return len(found or find_or_build(storage, location, index_dir)), found is None
+            index = found or find_or_build(storage, location, index_dir)
+            return len(index), index.end, found is None
         except DataError as error:
             return error
 
-    shards = expand(storage, locations)
+    shards = sources.expand(storage, locations)
     with ThreadPoolExecutor(workers) as pool:
         for outcome in pool.map(one, shards):
             if isinstance(outcome, DataError):
                 failures.append(outcome.found)
             else:
-                samples, made = samples + outcome[0], made + outcome[1]
+                counts.append(outcome[0])
+                sizes.append(outcome[1])
+                made += outcome[2]
     storage.close()
-    print(f"{len(shards) - len(failures)} shards with {samples} samples; {made} indexes made")
+    print(f"{len(counts)} shards with {sum(counts)} samples; {made} indexes made")
     if failures:
         named = "\n    ".join(failures)
         raise DataError(f"{len(failures)} shard(s) cannot be used:\n    {named}", "", "repair them or leave them out")
+    if len(shards) > sources.INDEX_AT_START:
+        print(catalogue.keep(sources.patterns(locations), index_dir, shards, counts, sizes))
     return 0
 
 

@@ -2,7 +2,8 @@
 
 Ranks, workers and nodes do not appear here, so they may change at any step. Nothing is remembered either:
 `Order.at(position)` costs the same at the first sample and at the ten-billionth. Memory grows with the number of shards
-(the permutation of the epochs in use), never with samples.
+(the permutation of the epochs in use: 12 bytes a shard) and with the lanes that are asked for (one shuffled window
+each), never with samples.
 
     p              position in the run: sample p of the endless global sequence; batch s holds p in [s B, (s+1) B)
     l = p mod L    lane, a virtual reader; j = p // L is the lane's own count of draws
@@ -107,12 +108,12 @@ class SourceOrder:
             raise ValueError("a source without samples has no order")
         self.seed, self.lanes, self.window = seed, lanes, window
         self._epochs = _Recent(3)
-        self._blocks = _Recent(2 * lanes + 8)
+        self._windows: dict[int, tuple[tuple[int, int], np.ndarray]] = {}  # the one that each lane is in
 
     def at(self, lane: int, count: int) -> tuple[int, int]:
         """(shard, index in it) of the sample that `lane` takes after `count` samples of this source."""
         epoch, line = self.place_in_epoch(lane, count)
-        return self._resolve(epoch, self._shuffled(epoch, line))
+        return self._resolve(epoch, self._shuffled(epoch, line, lane))
 
     def substitute(self, lane: int, count: int, attempt: int) -> tuple[int, int]:
         """Another sample for the same slot: attempts 1 to 8 are of the same window, later ones of the whole source."""
@@ -124,7 +125,7 @@ class SourceOrder:
             line = start + (line - start + 1 + draw % (length - 1)) % length
         else:
             line = draw % self.total
-        return self._resolve(epoch, self._shuffled(epoch, line))
+        return self._resolve(epoch, self._shuffled(epoch, line, lane))
 
     def place_in_epoch(self, lane: int, count: int) -> tuple[int, int]:
         """(epoch, q): lane l's share of epoch e starts behind the shares of the lanes before it."""
@@ -140,11 +141,14 @@ class SourceOrder:
         """How many i < end have i mod lanes < lane."""
         return end // self.lanes * lane + min(end % self.lanes, lane)
 
-    def _shuffled(self, epoch: int, line: int) -> int:
+    def _shuffled(self, epoch: int, line: int, lane: int) -> int:
         block, offset = divmod(line, self.window)
-        length = min(self.window, self.total - block * self.window)
-        order = self._blocks.get((epoch, block), lambda: permutation(length, mix(self.seed, 2, epoch, block)))
-        return block * self.window + int(order[offset])
+        key = (epoch, block)
+        if self._windows.get(lane, ((-1, -1), None))[0] != key:
+            length = min(self.window, self.total - block * self.window)
+            order = permutation(length, mix(self.seed, 2, epoch, block))
+            self._windows[lane] = key, order.astype(np.min_scalar_type(length))
+        return block * self.window + int(self._windows[lane][1][offset])
 
     def _resolve(self, epoch: int, line: int) -> tuple[int, int]:
         shards, ends, turn = self._epochs.get(epoch, lambda: self._layout(epoch))
@@ -154,7 +158,7 @@ class SourceOrder:
         return shard, line - int(ends[slot]) + int(self.counts[shard])
 
     def _layout(self, epoch: int) -> tuple[np.ndarray, np.ndarray, int]:
-        shards = permutation(len(self.counts), mix(self.seed, 0, epoch))
+        shards = permutation(len(self.counts), mix(self.seed, 0, epoch)).astype(np.uint32)
         return shards, np.cumsum(self.counts[shards]), mix(self.seed, 1, epoch) % self.total
 
 

@@ -3,56 +3,27 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 import itertools
+import logging
 import re
+import shlex
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 
 from intern_trainer.config.schema import Source
-from intern_trainer.data import embedded, index
+from intern_trainer.data import catalogue, embedded, index
+from intern_trainer.data.catalogue import Catalogue, ShardNames
 from intern_trainer.data.storage import Storage, is_remote
 from intern_trainer.errors import DataError
 from intern_trainer.ranks import Ranks
 
+log = logging.getLogger(__name__)
 INDEX_AT_START = 1000
-"""More shards than this are not indexed while a cluster waits."""
+"""A source of more shards than this is not looked through while a cluster waits: it needs its catalogue."""
 _BRACE = re.compile(r"\{([^{}]*)\}")
-
-
-@dataclass(frozen=True)
-class Catalogue:
-    """One source: its shards and how many samples each holds."""
-
-    name: str
-    weight: float
-    shards: list[str]
-    counts: np.ndarray
-
-    @property
-    def total(self) -> int:
-        return int(self.counts.sum())
-
-    def stem(self, shard: int) -> str:
-        return PurePosixPath(self.shards[shard]).name.removesuffix(".tar")
-
-    def fingerprint(self) -> dict[str, Any]:
-        """What the order of samples depends on: names and sizes of the shards, not the folder that they lie in."""
-        digest = hashlib.sha256()
-        for shard, count in enumerate(self.counts.tolist()):
-            digest.update(f"{self.stem(shard)}:{count}\n".encode())
-        return {
-            "name": self.name,
-            "weight": self.weight,
-            "shards": len(self.shards),
-            "samples": self.total,
-            "digest": digest.hexdigest()[:32],
-        }
 
 
 def expand(storage: Storage, locations: list[str]) -> list[str]:
@@ -62,15 +33,13 @@ def expand(storage: Storage, locations: list[str]) -> list[str]:
         DataError: a pattern matches nothing, or no location is given.
     """
     shards: list[str] = []
-    for location in locations:
-        if location.startswith("embedded:"):
-            shards += [str(path) for path in embedded.shards(location.removeprefix("embedded:"))]
-            continue
-        for pattern in _braces(location):
-            if not any(c in pattern for c in "*?["):
-                shards.append(pattern if is_remote(pattern) else str(Path(pattern).expanduser()))
-                continue
-            found = storage.glob(pattern) if is_remote(pattern) else sorted(glob.glob(str(Path(pattern).expanduser())))
+    for pattern in patterns(locations):
+        if pattern.startswith("embedded:"):
+            shards += [str(path) for path in embedded.shards(pattern.removeprefix("embedded:"))]
+        elif not any(c in pattern for c in "*?["):
+            shards.append(pattern)
+        else:
+            found = storage.glob(pattern) if is_remote(pattern) else sorted(glob.glob(pattern))
             if not found:
                 raise DataError(
                     f"{pattern} matches no file", "every location of a source names shards", "correct the location"
@@ -81,54 +50,83 @@ def expand(storage: Storage, locations: list[str]) -> list[str]:
     return shards
 
 
+def patterns(locations: list[str]) -> Iterator[str]:
+    """The locations with their braces written out, and globs as they are."""
+    for location in locations:
+        for pattern in _braces(location):
+            yield pattern if is_remote(pattern) else str(Path(pattern).expanduser())
+
+
 def catalogues(sources: list[Source], index_dir: Path | None, ranks: Ranks) -> list[Catalogue]:
-    """All sources with their counts. Collective: each rank looks at (and where needed indexes) its share of the shards.
+    """All sources with their counts. Collective: rank 0 reads the catalogues of large sources; of the others each rank
+    looks at (and where needed indexes) its share of the shards.
 
     Raises:
         DataError: on every rank alike; names the shards that cannot be used.
     """
     storage = Storage()
     try:
-        shards = ranks.on_main(lambda: [expand(storage, source.location) for source in sources])
-        flat = [shard for group in shards for shard in group]
-        counts = _counts(storage, flat, index_dir, ranks)
+        known: list[Catalogue | list[str]] = ranks.on_main(lambda: _catalogued_or_listed(storage, sources, index_dir))
+        listed = [shard for one in known if isinstance(one, list) for shard in one]
+        counts, sizes = _measure(storage, listed, index_dir, ranks)
     finally:
         storage.close()
-    ends = np.cumsum([0] + [len(group) for group in shards])
-    return [
-        Catalogue(name, source.weight, group, counts[ends[s] : ends[s + 1]])
-        for s, (source, group, name) in enumerate(zip(sources, shards, _names(sources), strict=True))
-    ]
+    found, first = [], 0
+    for one, source, name in zip(known, sources, _names(sources), strict=True):
+        if isinstance(one, list):
+            own = slice(first, first + len(one))
+            first = own.stop
+            one = Catalogue(name, source.weight, ShardNames.of(one), counts[own], sizes[own])
+        found.append(one)
+    return found
 
 
-def _counts(storage: Storage, shards: list[str], index_dir: Path | None, ranks: Ranks) -> np.ndarray:
+def _catalogued_or_listed(
+    storage: Storage, sources: list[Source], index_dir: Path | None
+) -> list[Catalogue | list[str]]:
+    """Of each source its catalogue if it is large, else its shards. A catalogue spares listing them, too."""
+    known: list[Catalogue | list[str]] = []
+    for source, name in zip(sources, _names(sources), strict=True):
+        kept = catalogue.find(patterns(source.location), index_dir, name, source.weight)
+        if kept is not None and len(kept[0].shards) > INDEX_AT_START:
+            found, path, age = kept
+            shards, samples = len(found.shards), found.total
+            log.info("%s: %d shards, %d samples by %s (%.1f days old)", name, shards, samples, path, age)
+            _ = found.digest  # seconds for a million shards: once, here, then it travels with the catalogue
+            known.append(found)
+            continue
+        listed = expand(storage, source.location)
+        if len(listed) > INDEX_AT_START:
+            where = f" --index-dir {shlex.quote(str(index_dir))}" if index_dir else ""
+            raise DataError(
+                f"the {len(listed)} shards of {name} have no catalogue",
+                f"above {INDEX_AT_START} shards, indexes and their catalogue are made before the run, not while its "
+                "GPUs wait",
+                f"intern-trainer data index {shlex.join(source.location)}{where} (on any machine that sees the shards)",
+            )
+        known.append(listed)
+    return known
+
+
+def _measure(
+    storage: Storage, shards: list[str], index_dir: Path | None, ranks: Ranks
+) -> tuple[np.ndarray, np.ndarray]:
+    """Samples and bytes of each shard, by its index, which is made where there is none. Collective."""
     mine = shards[ranks.rank :: ranks.world_size]
     with ThreadPoolExecutor(16) as pool:
-        found = list(pool.map(lambda shard: _attempt(index.find, storage, shard, index_dir), mine))
-        missing = [n for n, one in enumerate(found) if one is None]
-        _raise_together(ranks, [one for one in found if isinstance(one, DataError)])
-        without = sum(ranks.gather(len(missing)))
-        if without and len(shards) > INDEX_AT_START:
-            raise DataError(
-                f"{without} of {len(shards)} shards have no index",
-                f"above {INDEX_AT_START} shards, indexes are made before the run, not while its GPUs wait",
-                "intern-trainer data index SHARDS... (on any machine that sees them; the same data.index_dir)",
-            )
-        made = pool.map(lambda n: _attempt(index.find_or_build, storage, mine[n], index_dir), missing)
-        for n, one in zip(missing, made, strict=True):
-            found[n] = one
+        found = list(pool.map(lambda shard: _attempt(storage, shard, index_dir), mine))
     _raise_together(ranks, [one for one in found if isinstance(one, DataError)])
-    counts = np.zeros(len(shards), dtype=np.int64)
-    for rank, part in enumerate(
-        ranks.gather(np.array([len(one) for one in found if isinstance(one, index.ShardIndex)], dtype=np.int64))
-    ):
-        counts[rank :: ranks.world_size] = part
-    return counts
+    measured = np.zeros((2, len(shards)), dtype=np.int64)
+    own = np.array([one for one in found if isinstance(one, tuple)], dtype=np.int64).reshape(-1, 2)
+    for rank, part in enumerate(ranks.gather(own)):
+        measured[:, rank :: ranks.world_size] = part.T
+    return measured[0], measured[1]
 
 
-def _attempt(action: Any, storage: Storage, shard: str, index_dir: Path | None) -> index.ShardIndex | DataError | None:
+def _attempt(storage: Storage, shard: str, index_dir: Path | None) -> tuple[int, int] | DataError:
     try:
-        return action(storage, shard, index_dir)
+        found = index.find_or_build(storage, shard, index_dir)
+        return len(found), found.end
     except DataError as error:
         return error
 

@@ -19,10 +19,10 @@ from intern_trainer.batch import Batch
 from intern_trainer.config.checks import batch_plan
 from intern_trainer.config.schema import Config
 from intern_trainer.data import transforms
+from intern_trainer.data.catalogue import Catalogue
 from intern_trainer.data.order import Order, rank_offsets
 from intern_trainer.data.reader import Bad, OtherCaptions, Reader, Sample, read_or_bad
-from intern_trainer.data.sources import Catalogue, catalogues
-from intern_trainer.data.storage import is_remote
+from intern_trainer.data.sources import catalogues
 from intern_trainer.data.views import Views
 from intern_trainer.data.workers import Feed
 from intern_trainer.errors import DataError
@@ -121,7 +121,7 @@ class TrainData:
         reader = Reader(
             self._sources, config.data, config.data.index_dir, crop, self._others, open_indexes=config.data.lanes + 8
         )
-        remote = any(is_remote(shard) for source in self._sources for shard in source.shards[:1])
+        remote = any(source.is_remote for source in self._sources)
         # a remote read waits far longer than it computes
         with ThreadPoolExecutor(REMOTE_READS if remote else 1) as pool:
             apply = pool.map if remote else map

@@ -145,7 +145,7 @@ def test_where_indexes_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_many_shards_need_their_index_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "INDEX_AT_START", 3)
     location = write_shards(tmp_path, [5] * 4)
-    with pytest.raises(DataError, match="4 of 4 shards have no index") as error:
+    with pytest.raises(DataError, match="the 4 shards of set have no catalogue") as error:
         ids(location)
     assert "intern-trainer data index" in error.value.fix
     assert index_command([location]) == 0
