@@ -34,6 +34,11 @@ def _as_weights(value: Any) -> Any:
     return value if isinstance(value, dict) else dict.fromkeys(_as_list(value), 1.0)
 
 
+def _as_weights(value: Any) -> Any:
+    """Names without weights count alike."""
+    return value if isinstance(value, dict) else dict.fromkeys(_as_list(value), 1.0)
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
@@ -222,6 +227,8 @@ class Retrieval(Section):
     """Image-text retrieval among all pairs of a set, both ways."""
 
     data: Sources
+    language: str | None = None
+    """Of the captions; None: the first of `data.languages` that a sample has."""
     language: str | None = None
     """Of the captions; None: the first of `data.languages` that a sample has."""
     name: str = "retrieval"

@@ -1,18 +1,12 @@
-"""From a sample's bytes to a picture and its caption, or to the reason why it cannot be used."""
+"""From a sample's bytes to its picture, or to the reason why it cannot be used."""
 
 from __future__ import annotations
 
 import io
-import json
-from dataclasses import dataclass
-from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from intern_trainer.config.schema import Data
-
 PICTURES = ("jpg", "jpeg", "png", "webp")
-TEXTS = ("txt", "json")
 
 
 class BadSample(Exception):  # (it is no failure of the program)
@@ -21,18 +15,6 @@ class BadSample(Exception):  # (it is no failure of the program)
     def __init__(self, kind: str, reason: str) -> None:
         super().__init__(reason)
         self.kind, self.reason = kind, reason
-
-
-@dataclass(frozen=True)
-class CaptionRules:
-    """Where captions are and what they may be."""
-
-    keys: tuple[str, ...]
-    max_chars: int
-
-    @staticmethod
-    def of(data: Data) -> CaptionRules:
-        return CaptionRules(tuple(data.caption_keys), data.max_caption_chars)
 
 
 def picture_bytes(members: dict[str, bytes]) -> bytes:
@@ -73,46 +55,6 @@ def picture(content: bytes, max_pixels: int, least: tuple[int, int] | None = Non
         TypeError,
     ) as error:  # what Pillow's plugins raise on broken files
         raise BadSample("picture corrupt", f"picture corrupt: {error}") from error
-
-
-def caption(members: dict[str, bytes], record: dict[str, Any], rules: CaptionRules) -> str:
-    """The caption by the first of the rules' keys that the sample has."""
-    for key in rules.keys:
-        if key.startswith("json."):
-            text = record.get(key.removeprefix("json."))
-            if text is None:
-                continue
-            if not isinstance(text, str):
-                raise BadSample("caption missing", f"{key} is {type(text).__name__}, not text")
-        elif key in members:
-            try:
-                text = members[key].decode("utf-8-sig")
-            except UnicodeDecodeError as error:
-                reason = f"caption is not UTF-8: {error.reason} at byte {error.start} of the {key}"
-                raise BadSample("caption not UTF-8", reason) from error
-        else:
-            continue
-        text = text.strip()
-        if not text:
-            raise BadSample("caption empty", f"caption is empty ({key})")
-        if len(text) > rules.max_chars:
-            reason = f"caption of {len(text)} characters ({key}); data.max_caption_chars is {rules.max_chars}"
-            raise BadSample("caption too long", reason)
-        return text
-    raise BadSample("caption missing", f"caption is missing: none of data.caption_keys ({', '.join(rules.keys)})")
-
-
-def record(members: dict[str, bytes]) -> dict[str, Any]:
-    """The sample's json; {} where it has none."""
-    if "json" not in members:
-        return {}
-    try:
-        found = json.loads(members["json"])
-    except UnicodeDecodeError as error:
-        raise BadSample("caption not UTF-8", f"json is not UTF-8: {error.reason} at byte {error.start}") from error
-    except ValueError as error:
-        raise BadSample("json corrupt", f"json corrupt: {error}") from error
-    return found if isinstance(found, dict) else {}
 
 
 def _formats(content: bytes) -> tuple[str, ...]:

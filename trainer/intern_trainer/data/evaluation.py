@@ -107,19 +107,23 @@ class EvalPairs:
             )
 
 
-def pairs(sources: list[Source], config: Config, ranks: Ranks) -> EvalPairs:
+def pairs(sources: list[Source], config: Config, ranks: Ranks, language: str | None = None) -> EvalPairs:
     """All pairs of the sources (their weights do not count). Collective.
+
+    Args:
+        language: of the captions; None: the first of `data.languages` that a sample has.
 
     Raises:
         DataError: shards that cannot be used.
     """
+    settings = config.data.model_copy(update={"languages": {language: 1.0}}) if language else config.data
     found = catalogues(list(sources), config.data.index_dir, ranks)
     places = [(s, shard) for s, source in enumerate(found) for shard in range(len(source.shards))]
     ends = np.cumsum([found[s].counts[shard] for s, shard in places])
 
     def open_reader() -> Callable[[int], Sample | Bad]:
         crop = transforms.CentreCrop(config.model.image_size)
-        reader = Reader(found, config.data, config.data.index_dir, crop, open_indexes=4)
+        reader = Reader(found, settings, config.data.index_dir, crop, open_indexes=4)
 
         def read(number: int) -> Sample | Bad:
             at = int(np.searchsorted(ends, number, side="right"))

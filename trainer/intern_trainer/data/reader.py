@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 
 from intern_trainer.config.schema import Data
-from intern_trainer.data import decode, index
-from intern_trainer.data.decode import BadSample, CaptionRules
+from intern_trainer.data import captions, decode, index
+from intern_trainer.data.captions import CaptionRules
+from intern_trainer.data.decode import BadSample
 from intern_trainer.data.order import Place, mix, permutation
 from intern_trainer.data.sources import Catalogue
 from intern_trainer.data.storage import Storage
 from intern_trainer.data.transforms import CentreCrop, TrainViews
-
-WANTED = (*decode.PICTURES, *decode.TEXTS)
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,7 @@ class Reader:
     ) -> None:
         self.catalogues, self.crop, self.index_dir = catalogues, crop, index_dir
         self._rules, self._max_pixels = CaptionRules.of(data), data.max_pixels
+        self._wanted = {*decode.PICTURES, *self._rules.members}
         self._other_captions, self._open = other_captions, open_indexes
         self._indexes: OrderedDict[tuple[int, int], index.ShardIndex] = OrderedDict()
         self._storage = Storage()
@@ -71,17 +71,18 @@ class Reader:
         return f"{catalogue.name}/{catalogue.stem(place.shard)}/{self._index(place).key(place.index)}"
 
     def read(self, place: Place, seed: int = 0) -> Sample:
-        """The sample, cropped with draws from `seed`.
+        """The sample with the crop and the caption that `seed` draws; evaluation draws nothing.
 
         Raises:
             BadSample: it cannot be used. DataError: the shard cannot be read.
         """
         members = self._members(place)
         content = decode.picture_bytes(members)
-        record = decode.record(members)
-        caption = decode.caption(members, record, self._rules)
+        record = captions.record(members)
+        caption = self._caption(members, record, seed)
         if self._other_captions is not None:
-            caption = self._caption(self._other_captions.of(place))
+            other = self._members(self._other_captions.of(place))
+            caption = self._caption(other, captions.record(other), seed)
         picture = decode.picture(content, self._max_pixels, self.crop.least())
         boxes = self.crop.boxes(picture.size, seed) if isinstance(self.crop, TrainViews) else None
         return Sample(self.id(place), self.crop(picture, seed), caption, record, boxes)
@@ -90,13 +91,13 @@ class Reader:
         self._storage.close()
         self._indexes.clear()
 
-    def _caption(self, place: Place) -> str:
-        members = self._members(place)
-        return decode.caption(members, decode.record(members), self._rules)
+    def _caption(self, members: dict[str, bytes], record: dict[str, Any], seed: int) -> str:
+        drawn = mix(seed, 3) if isinstance(self.crop, TrainViews) else None
+        return captions.caption(members, record, self._rules, drawn)
 
     def _members(self, place: Place) -> dict[str, bytes]:
         """The members that matter, by one read from the first to the last of them."""
-        members = {e: at for e, at in self._index(place).members(place.index).items() if e in WANTED}
+        members = {e: at for e, at in self._index(place).members(place.index).items() if e in self._wanted}
         if not members:
             return {}
         start = min(offset for offset, _ in members.values())

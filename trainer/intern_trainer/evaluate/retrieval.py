@@ -25,7 +25,7 @@ def evaluate_retrieval(forward: Any, entry: Retrieval, config: Config, ranks: Ra
     Every rank compares its own rows with everybody's, so no rank holds more than all features and one block of scores.
     """
     images, texts = [], []
-    for batch in batches_in_lockstep(data.pairs(entry.data, config, ranks), ranks):
+    for batch in batches_in_lockstep(data.pairs(entry.data, config, ranks, entry.language), ranks):
         if batch is None:
             forward(image=blank_image(config, ranks), text=blank_text(config, ranks))
             continue

@@ -35,7 +35,7 @@ def sample_captions(
     images, texts, scale = [], [], torch.ones(1)
     with inference(forward):
         for batch in in_lockstep(
-            _first(data.pairs(entry.data, config, ranks), -(-captions // ranks.world_size)), ranks
+            _first(data.pairs(entry.data, config, ranks, entry.language), -(-captions // ranks.world_size)), ranks
         ):
             if batch is None:
                 forward(image=blank_image(config, ranks), text=blank_text(config, ranks))
