@@ -33,7 +33,6 @@ def check(config: Config) -> list[ConfigError]:
         *_check_schedule(config),
         *_check_model(config),
         *_check_captions(config),
-        *_check_captions(config),
         *_check_evaluation(config),
     ]
 
@@ -172,17 +171,6 @@ def _check_model(config: Config) -> Iterator[ConfigError]:
             )
     if any(s <= 0 for s in config.data.std):
         yield ConfigError(f"data.std is {list(config.data.std)}", "pictures are divided by it", "give positive numbers")
-
-
-def _check_captions(config: Config) -> Iterator[ConfigError]:
-    data = config.data
-    for key in data.caption_keys:
-        if "{language}" in key and not data.languages:
-            yield ConfigError(
-                f"data.caption_keys has {key}, and data.languages is empty",
-                "{language} stands for each of data.languages",
-                "data.languages={en: 1}, say",
-            )
 
 
 def _check_captions(config: Config) -> Iterator[ConfigError]:

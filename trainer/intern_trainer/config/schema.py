@@ -34,11 +34,6 @@ def _as_weights(value: Any) -> Any:
     return value if isinstance(value, dict) else dict.fromkeys(_as_list(value), 1.0)
 
 
-def _as_weights(value: Any) -> Any:
-    """Names without weights count alike."""
-    return value if isinstance(value, dict) else dict.fromkeys(_as_list(value), 1.0)
-
-
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
@@ -119,15 +114,15 @@ class Data(Section):
     caption_keys: Annotated[list[str], BeforeValidator(_as_list)] = [
         "txt", "json.caption", "json.captions", "json.title",
     ]  # fmt: skip
-    """Where captions are, first match wins: a member's extension, or a key inside the sample's `json`: a text, a list of
-    texts, or a mapping of languages to either. `{language}` in a key stands for each of `languages`. A `txt` may hold
-    translations in further lines, as `de.utf8=...`; its first line is English (`en`)."""
+    """Where captions are, first match wins: a member's extension, or a key inside the sample's `json`: a text, a list
+    of texts, or a mapping of languages to either. `{language}` in a key stands for each of `languages`. A `txt` may
+    hold translations in further lines, as `de.utf8=...`; its first line is English (`en`)."""
     caption_choice: Literal["first", "random"] = "first"
     """Which of several captions in one language a picture gets in training: the first, or one drawn anew each epoch."""
     languages: Annotated[dict[str, Annotated[float, Field(gt=0)]], BeforeValidator(_as_weights)] = {}
     """Languages of captions, with weights: `{en: 0.7, de: 0.3}`, or a list, which counts all alike. One is drawn for
-    each sample among those that it has; languages that it lacks leave their weight to the others, and a sample with none
-    of them is a bad one. Captions that do not say their language are taken as they are. Evaluation takes the first
+    each sample among those that it has; languages that it lacks leave their weight to the others, and a sample with
+    none of them is a bad one. Captions that do not say their language are taken as they are. Evaluation takes the first
     caption in the first of these languages that a sample has. Empty: the first language of each sample; with
     `caption_choice: random` any of them."""
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
@@ -227,8 +222,6 @@ class Retrieval(Section):
     """Image-text retrieval among all pairs of a set, both ways."""
 
     data: Sources
-    language: str | None = None
-    """Of the captions; None: the first of `data.languages` that a sample has."""
     language: str | None = None
     """Of the captions; None: the first of `data.languages` that a sample has."""
     name: str = "retrieval"

@@ -66,7 +66,7 @@ def test_missing_languages_leave_their_weight_to_the_others() -> None:
     assert 150 < found["cat"] < 250
     assert found.total() == found["cat"] + found["gatto"]
     assert drawn({"captions": ["no language"]}, languages=["de"]) == {"no language": 400}
-    with pytest.raises(BadSample, match="caption in en, it .*data.languages is de"):
+    with pytest.raises(BadSample, match=r"caption in en, it .*data\.languages is de"):
         choose({"captions": {"en": "cat", "it": "gatto"}}, 1, languages="de")
 
 
