@@ -1,5 +1,8 @@
-"""InfoNCE between local queries and all keys (the op of the CLIP loss)."""
+"""Contrastive losses between local queries and many keys, in memory that does not grow with the number of keys. See
+README.md."""
 
-from intern_kernels.contrastive_loss.reference import info_nce
+from intern_kernels.contrastive_loss.info_nce import info_nce, log_sums
+from intern_kernels.contrastive_loss.reference import LogSums, SigmoidTerms, sigmoid_terms
+from intern_kernels.contrastive_loss.sigmoid import sigmoid_loss
 
-__all__ = ["info_nce"]
+__all__ = ["LogSums", "SigmoidTerms", "info_nce", "log_sums", "sigmoid_loss", "sigmoid_terms"]
