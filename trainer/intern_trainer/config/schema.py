@@ -68,6 +68,21 @@ class Model(Section):
     `text` is LiT."""
 
 
+class Loss(Section):
+    """What pulls a picture and its caption together, and others apart."""
+
+    kind: Literal["clip", "siglip"] = "clip"
+    """`clip`: each picks its partner among all of the batch. `siglip`: each pair by itself is told to belong together
+    or not (arXiv 2303.15343)."""
+    block: PositiveInt = 1024
+    """Columns of the score matrix that a rank holds at once: memory is that of its rows x block, however large the
+    batch."""
+    initial_scale: Annotated[float, Field(gt=0)] | None = None
+    """exp(logit scale) at the start; None: 1 / 0.07, as CLIP, or 10 for `siglip`."""
+    initial_bias: float = -10.0
+    """`siglip`: the learned bias of all scores at the start, when most pairs do not belong together."""
+
+
 class Source(Section):
     """One set of shards."""
 
@@ -293,6 +308,7 @@ class Config(Section):
     run: Run = Run()
     init: Init = Init()
     model: Model = Model()
+    loss: Loss = Loss()
     data: Data = Data()
     optim: Optim = Optim()
     train: Train = Train()
