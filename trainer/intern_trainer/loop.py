@@ -10,6 +10,7 @@ from torch import Tensor
 
 from intern_trainer.batch import Batch
 from intern_trainer.callbacks import Callback
+from intern_trainer.config.phases import Phases
 from intern_trainer.errors import TrainingError
 from intern_trainer.lockstep import Feed, agree
 from intern_trainer.state import State
@@ -67,6 +68,7 @@ def _step(
     """One optimizer step; `state` tells of it afterwards."""
     started, ranks = time.perf_counter(), state.ranks
     micro_batches = feed.take()
+    engine.accumulate(len(micro_batches))
     ids = [sample for batch in micro_batches for sample in batch.ids]
     sums: dict[str, Tensor] = {}
     for batch in micro_batches:
@@ -86,8 +88,8 @@ def _step(
             "a smaller optim.lr or a longer optim.schedule.warmup_steps; the "
             "same command goes on from the last checkpoint",
         )
+    state.samples += Phases(state.config).at(state.step).global_batch
     state.step += 1
-    state.samples += state.config.train.global_batch
     state.metrics, state.stop_reason = agreement.metrics, agreement.stop_reason
     state.lr, state.micro_ids = lr, ids
     if result.applied:  # fp16 leaves out a step whose scaled gradients overflowed

@@ -9,6 +9,7 @@ from typing import Any
 from intern_trainer import checkpoint
 from intern_trainer.callbacks.sinks import truncate_records
 from intern_trainer.checkpoint import CheckpointReader, Progress
+from intern_trainer.config.phases import Phases
 from intern_trainer.config.schema import Config
 from intern_trainer.data import TrainData
 from intern_trainer.engine import Engine
@@ -46,7 +47,7 @@ def is_finished(config: Config, folder: RunFolder, newest: Path | None, ranks: R
         if newest is None or not folder.report.is_file():
             return False
         step = CheckpointReader(newest).progress.step
-        return step >= config.train.steps and folder.was_evaluated("test", step)
+        return step >= Phases(config).steps and folder.was_evaluated("test", step)
 
     return ranks.on_main(finished)
 

@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from intern_trainer import checkpoint, evaluate
 from intern_trainer.callbacks import Callbacks
 from intern_trainer.callbacks.checkpoints import Checkpoints
@@ -21,13 +23,14 @@ from intern_trainer.checkpoint.estimate import announce_slow_saves
 from intern_trainer.config import ds
 from intern_trainer.config.checks import check_world
 from intern_trainer.config.load import DEFAULT_RECIPE
+from intern_trainer.config.phases import Phases
 from intern_trainer.config.schema import Benchmark, Config
 from intern_trainer.data import TrainData, build_train_data
 from intern_trainer.engine import Engine, build_engine
 from intern_trainer.errors import ConfigError, ConfigErrors, EnvironmentFault, UserError
 from intern_trainer.evaluate.results import results_entry, results_table
 from intern_trainer.evaluate.samples import sample_captions
-from intern_trainer.evaluate.text import blank_image, blank_text
+from intern_trainer.evaluate.text import blank_text
 from intern_trainer.loop import run_steps
 from intern_trainer.observe.flops import forward_flops
 from intern_trainer.observe.log import log_to_file, start_logging
@@ -75,7 +78,7 @@ def train(config: Config, run_dir: Path, new_order: bool = False) -> int:
         folder = RunFolder(run_dir)
         newest = find_checkpoint(config, folder, ranks)
         if is_finished(config, folder, newest, ranks):
-            log.info("%s is finished: %d steps. Report: %s", run_dir, config.train.steps, folder.report)
+            log.info("%s is finished: %d steps. Report: %s", run_dir, Phases(config).steps, folder.report)
             log.info("To train longer: train.steps=%d. For another run: run.dir=runs/another", 2 * config.train.steps)
             return 0
         ranks.on_main(lambda: describe_start(folder, config, ranks))
@@ -137,7 +140,7 @@ def _train(
         progress = starting_point(config, newest, engine, data, ranks, new_order)
         ranks.on_main(lambda: describe_settings(folder, config, ranks))
         state = State(
-            config, folder.path, ranks, config.train.steps, progress.step, progress.samples, seconds=progress.seconds
+            config, folder.path, ranks, Phases(config).steps, progress.step, progress.samples, seconds=progress.seconds
         )
         state.checkpoint, state.facts = newest, {**engine.facts, "forward_flops": count_flops(config, task, ranks)}
         history = forget_the_future(folder, state.step, ranks)
@@ -235,6 +238,11 @@ def finish(config: Config, folder: RunFolder, engine: Engine, state: State) -> N
     log.info("done: %d steps. Report: %s  Checkpoint: %s", state.step, folder.report, state.checkpoint)
 
 
-def count_flops(config: Config, task: Task, ranks: Ranks) -> int:
-    """Forward FLOPs of one sample."""
-    return forward_flops(task.build_model, {"image": blank_image(config, ranks), "text": blank_text(config, ranks)})
+def count_flops(config: Config, task: Task, ranks: Ranks) -> dict[int, int]:
+    """Forward FLOPs of one sample, by the side of the picture: those of the phases."""
+    text = blank_text(config, ranks)
+    sides = {span.image_size for span in Phases(config).spans}
+    return {
+        side: forward_flops(task.build_model, {"image": torch.zeros(1, 3, side, side), "text": text})
+        for side in sides
+    }

@@ -26,10 +26,10 @@ class PlainEngine:
     """What the loop needs of an engine, in plain PyTorch. Refuses an update that is not finite, as the real one
     does."""
 
-    def __init__(self, accumulation: int = 1) -> None:
+    def __init__(self) -> None:
         torch.manual_seed(0)
         self.module = nn.Linear(2, 1)
-        self.accumulation, self.rates, self.modes = accumulation, [], []
+        self.accumulation, self.rates, self.modes = 1, [], []
         self.forwards = 0
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -38,6 +38,9 @@ class PlainEngine:
 
     def train(self) -> None:
         self.modes.append("train")
+
+    def accumulate(self, micro_batches: int) -> None:
+        self.accumulation = micro_batches
 
     def backward(self, loss: Tensor) -> None:
         (loss / self.accumulation).backward()

@@ -39,7 +39,7 @@ class Watcher(Callback):
 
 def go(state: State, watcher: Callback, data: LineData | None = None, **options: Any) -> PlainEngine:
     data = data or LineData()
-    engine = PlainEngine(data.accumulation)
+    engine = PlainEngine()
     run_steps(LineTask(), engine, data, state, watcher, lambda step: 0.1 / (step + 1), **options)
     return engine
 

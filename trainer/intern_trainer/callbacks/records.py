@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from intern_trainer.callbacks.base import Callback
+from intern_trainer.config.phases import Phases
 from intern_trainer.observe.memory import memory_bytes
 from intern_trainer.observe.mfu import utilisation
 from intern_trainer.state import State
@@ -44,11 +45,15 @@ class Records(Callback):
         self._forget_window()
 
     def on_start(self, state: State) -> None:
+        self._phases = Phases(state.config)
         for sink in self.sinks:
             sink.start(state)
 
     def on_step(self, state: State) -> None:
+        span = self._phases.at(state.step - 1)
         self._steps += 1
+        self._samples += span.global_batch
+        self._flops += span.global_batch * state.facts.get("forward_flops", {}).get(span.image_size, 0)
         self._step_seconds += state.step_seconds
         self._data_seconds += state.data_seconds
         if state.step % state.config.log.every and state.step != state.total_steps:
@@ -67,10 +72,11 @@ class Records(Callback):
             sink.close()
 
     def _forget_window(self) -> None:
-        self._steps, self._step_seconds, self._data_seconds = 0, 0.0, 0.0
+        self._steps, self._samples, self._flops = 0, 0, 0.0
+        self._step_seconds, self._data_seconds = 0.0, 0.0
 
     def _record(self, state: State) -> dict[str, float]:
-        per_second = self._steps * state.config.train.global_batch / self._step_seconds
+        per_second = self._samples / self._step_seconds
         record = {
             "step": state.step,
             "samples": state.samples,
@@ -85,6 +91,6 @@ class Records(Callback):
             "eta_seconds": state.seconds / state.step * (state.total_steps - state.step),
             "time": time.time(),
         }
-        flops = state.facts.get("forward_flops")
+        flops = self._flops / self._samples
         mfu = utilisation(flops, per_second, state.ranks.world_size, self.peak) if flops else None
         return record if mfu is None else {**record, "mfu": mfu}

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from intern_trainer.batch import Batch
 from intern_trainer.config.checks import batch_plan
+from intern_trainer.config.phases import Phases, Span
 from intern_trainer.config.schema import Config
 from intern_trainer.data import transforms
 from intern_trainer.data.catalogue import Catalogue
@@ -62,9 +63,9 @@ class TrainData:
 
     def __init__(self, config: Config, ranks: Ranks, views: Views, sources: list[Catalogue]) -> None:
         data, train = config.data, config.train
-        plan = batch_plan(config, ranks.world_size)
         self._config, self._ranks, self._views, self._sources = config, ranks, views, sources
-        self._slots = rank_offsets(train.global_batch, data.lanes, plan.accumulation, ranks.world_size, ranks.rank)
+        self._phases = Phases(config)
+        self._slots = {span: _slots(config, span, ranks) for span in self._phases.spans}
         self._others = OtherCaptions(sources, train.seed) if data.shuffle_captions else None
         self._feed: Feed | None = None
         self._read, self._bad_ids = 0, set[str]()
@@ -75,7 +76,7 @@ class TrainData:
             "seed": train.seed,
             "lanes": data.lanes,
             "shuffle_window": data.shuffle_window,
-            "global_batch": train.global_batch,
+            "global_batch": _batches_by_step(self._phases),
             "shuffle_captions": data.shuffle_captions,
         }
 
@@ -93,14 +94,16 @@ class TrainData:
         """
         self.close()
         data = self._config.data
-        workers = min(data.workers, len(self._slots[0]))
+        workers = min(data.workers, *(len(slots[0]) for slots in self._slots.values()))
         prefetch = data.prefetch
         feed = Feed(
-            lambda w, n: self._parts(step, w, n), workers, prefetch, pin_memory=self._ranks.device.type == "cuda"
+            partial(self._parts, step), workers, prefetch, pin_memory=self._ranks.device.type == "cuda"
         )
         self._feed = feed
         while self._feed is feed:
-            yield [self._batch([next(feed) for _ in range(max(workers, 1))]) for _ in self._slots]
+            micro_batches = self._slots[self._phases.at(step)]
+            yield [self._batch([next(feed) for _ in range(max(workers, 1))]) for _ in micro_batches]
+            step += 1
 
     def close(self) -> None:
         """End the loader processes."""
@@ -117,7 +120,11 @@ class TrainData:
         counts, weights = zip(*((source.counts, source.weight) for source in self._sources), strict=True)
         order = Order(counts, weights, config.train.seed, config.data.lanes, config.data.shuffle_window)
         views = self._views
-        crop = transforms.TrainViews(config.model.image_size, config.data.augment, views.images, views.overlap)
+        crops = {
+            span: transforms.TrainViews(span.image_size, config.data.augment, views.images, views.overlap)
+            for span in self._phases.spans
+        }
+        crop = crops[self._phases.at(step)]
         reader = Reader(
             self._sources, config.data, config.data.index_dir, crop, self._others, open_indexes=config.data.lanes + 8
         )
@@ -126,9 +133,10 @@ class TrainData:
         with ThreadPoolExecutor(REMOTE_READS if remote else 1) as pool:
             apply = pool.map if remote else map
             while True:
-                for slots in self._slots:
+                span, first = self._phases.at(step), self._phases.first_sample(step)
+                reader.crop = crops[span]
+                for slots in self._slots[span]:
                     mine = slots[len(slots) * worker // workers : len(slots) * (worker + 1) // workers]
-                    first = step * config.train.global_batch
                     yield self._part(reader, order, [first + int(slot) for slot in mine], apply)
                 step += 1
 
@@ -198,7 +206,7 @@ def build_train_data(config: Config, ranks: Ranks, views: Views) -> TrainData:
     Raises:
         DataError: shards that cannot be used, or fewer samples than one global batch takes. On every rank alike.
     """
-    data, batch = config.data, config.train.global_batch
+    data, batch = config.data, max(span.global_batch for span in Phases(config).spans)
     sources = catalogues(list(data.train), data.index_dir, ranks)
     weights = sum(source.weight for source in sources)
     for source in sources:
@@ -211,6 +219,21 @@ def build_train_data(config: Config, ranks: Ranks, views: Views) -> TrainData:
                 f"{_smaller_batch(batch * source.total // needed, data.lanes)}, or more data",
             )
     return TrainData(config, ranks, views, sources)
+
+
+def _slots(config: Config, span: Span, ranks: Ranks) -> list[np.ndarray]:
+    """This rank's places in every global batch of a phase, one array a micro-batch."""
+    accumulation = batch_plan(config, ranks.world_size, span).accumulation
+    return rank_offsets(span.global_batch, config.data.lanes, accumulation, ranks.world_size, ranks.rank)
+
+
+def _batches_by_step(phases: Phases) -> int | list[list[int]]:
+    """The global batch, or where it changes: [first step, batch] of each stretch. Step and position go by it."""
+    changes: list[list[int]] = []
+    for span in phases.spans:
+        if not changes or changes[-1][1] != span.global_batch:
+            changes.append([span.first_step, span.global_batch])
+    return changes if len(changes) > 1 else changes[0][1]
 
 
 def _smaller_batch(at_most: int, lanes: int) -> str:

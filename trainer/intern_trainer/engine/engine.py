@@ -33,9 +33,9 @@ class StepResult:
 class Engine:
     """One model in training. Made by `build_engine`.
 
-    A step is `accumulation` times forward and `backward`, then `step`. No update is ever made with gradients that are
-    not finite: `step` then returns `applied=False` in every stage and precision, and the weights, moments and average
-    are as before (in fp16 the loss scale falls).
+    A step is forward and `backward` for each micro-batch (`accumulate` says how many), then `step`. No update is ever
+    made with gradients that are not finite: `step` then returns `applied=False` in every stage and precision, and the
+    weights, moments and average are as before (in fp16 the loss scale falls).
 
     Attributes:
         module: the bare model. facts: what was built (ZeRO stage that runs, parameters, groups, notes for the log).
@@ -79,6 +79,16 @@ class Engine:
             self._begin_step()
         cast = {name: t.to(self._dtype) if t.is_floating_point() else t for name, t in tensors.items()}
         return self._ds(**cast)
+
+    def accumulate(self, micro_batches: int) -> None:
+        """The coming step is of so many micro-batches, as the phase has it. To be called between steps."""
+        assert self._micro_batches == 0, "the number of micro-batches changes at the beginning of a step"
+        if micro_batches == self._ds.gradient_accumulation_steps():
+            return
+        self._ds._config.gradient_accumulation_steps = micro_batches
+        self._ds.micro_steps = 0  # whose multiples the boundaries are
+        if hasattr(self.zero_optimizer, "gradient_accumulation_steps"):
+            self.zero_optimizer.gradient_accumulation_steps = micro_batches
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of one micro-batch; `loss` is the mean over its samples, and is divided by the

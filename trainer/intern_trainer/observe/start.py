@@ -8,6 +8,7 @@ from typing import Any
 
 from intern_trainer.config import ds
 from intern_trainer.config.load import write_config
+from intern_trainer.config.phases import Phases
 from intern_trainer.config.schema import Config
 from intern_trainer.errors import EnvironmentFault
 from intern_trainer.observe.versions import command_line, git_state, machine, versions
@@ -32,7 +33,7 @@ def describe_start(folder: RunFolder, config: Config, ranks: Ranks) -> None:
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
         earlier = folder.read(folder.run, {}).get("starts", [])
-        folder.update_run(status="starting", steps=config.train.steps, starts=[*earlier, start])
+        folder.update_run(status="starting", steps=Phases(config).steps, starts=[*earlier, start])
     except OSError as error:
         raise EnvironmentFault(
             f"the run's folder {folder.path} cannot be written: {error.strerror or error}",

@@ -67,7 +67,7 @@ def test_the_last_step_is_recorded_although_it_is_not_due(tmp_path: Path) -> Non
 
 def test_mfu_where_the_peak_is_known(tmp_path: Path) -> None:
     state = make_state(tmp_path, 1)
-    state.facts = {"forward_flops": 1e6}
+    state.facts = {"forward_flops": {224: 1e6}}
     records = Records([JsonLines(tmp_path / "metrics.jsonl")], peak=1e9)
     records.on_start(state)
     records.on_step(step(state, 1.0, seconds=0.5))
