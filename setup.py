@@ -29,6 +29,7 @@ setup(
             "data/embedded/*.md",
             "data/embedded/shards/*.tar",
             "report/*.html",
+            "report/*.css",
             "config/*.json",
         ],
         "intern_zoo": ["*/README.md"],

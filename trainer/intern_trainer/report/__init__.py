@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
 
 from intern_trainer.callbacks.sinks import read_records
@@ -14,6 +13,7 @@ from intern_trainer.observe.memory import show_bytes
 from intern_trainer.observe.phases import show_seconds
 from intern_trainer.observe.versions import blank_secrets
 from intern_trainer.report.charts import Line, line_chart, smoothed
+from intern_trainer.report.page import write_page
 from intern_trainer.run_folder import RunFolder
 
 
@@ -28,11 +28,7 @@ def write_report(folder: RunFolder) -> Path:
         raise ConfigError(
             f"{folder.metrics} holds no record yet", "a report shows a run's curves", "train at least log.every steps"
         )
-    page = _environment().get_template("template.html").render(_content(folder, records))
-    scratch = folder.report.with_suffix(".partial")
-    scratch.write_text(page, encoding="utf-8")
-    scratch.replace(folder.report)
-    return folder.report
+    return write_page(folder.report, "template.html", _content(folder, records))
 
 
 def _content(folder: RunFolder, records: list[dict[str, float]]) -> dict[str, Any]:
@@ -131,12 +127,3 @@ def _rows(entry: dict[str, Any]) -> dict[str, Any]:
         benchmark, metric = name.rsplit("/", 1)
         rows.append((benchmark, metric.replace("_", " "), value, chance, value / chance if chance else None))
     return {**entry, "rows": rows}
-
-
-def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-    )
