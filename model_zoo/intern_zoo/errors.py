@@ -22,6 +22,10 @@ class ModelConfigError(ZooError):
     """A model option that does not exist or does not fit the others."""
 
 
+class TokenizerError(ZooError):
+    """No tokenizer where one should be, or one that cannot end a text."""
+
+
 class StateDictError(ZooError):
     """Weights that are not those of the model: keys missing, left over, or of another shape."""
 
