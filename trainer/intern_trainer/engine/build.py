@@ -13,6 +13,7 @@ from intern_trainer.config.schema import Config
 from intern_trainer.determinism import seed_all, seed_of_rank, set_deterministic
 from intern_trainer.engine.average import Average
 from intern_trainer.engine.construct import Build, build_model, shard, whole_weights
+from intern_trainer.engine.deferred import Deferred
 from intern_trainer.engine.engine import Engine
 from intern_trainer.engine.layout import layout_of
 from intern_trainer.engine.optimizers import build_optimizer
@@ -34,8 +35,8 @@ def build_engine(config: Config, ranks: Ranks, build: Build) -> Engine:
 
     Args:
         config: the run's configuration. ranks: from `init_ranks`; DeepSpeed adopts its process group.
-        build: makes the model with its frozen parameters marked. With ZeRO-3 it is called on the meta device on all
-            ranks but the first.
+        build: makes the model with its frozen parameters marked. With ZeRO-3 its large weights are then still to be
+            filled, so it must not compute with them.
 
     Raises:
         ConfigErrors, ConfigError, EnvironmentFault: the ds_config, the model, the precision or the optimizer cannot
@@ -50,10 +51,11 @@ def build_engine(config: Config, ranks: Ranks, build: Build) -> Engine:
     stage, dtype = ds.zero_stage(config), DTYPES[config.train.precision]
     ds_config = ds.effective(config, ranks.world_size)
     seed_all(config.train.seed)
-    model = build_model(build, ranks, on_meta=stage == 3 and not ranks.is_main)
+    deferred = Deferred() if stage == 3 else None
+    model = build_model(build, ranks, deferred)
     parallel.apply(model, config, ranks)
     seed_all(seed_of_rank(config, ranks.rank))
-    weights = shard(model, ds_config, dtype, ranks) if stage == 3 else whole_weights(model)
+    weights = shard(model, deferred, ds_config, dtype, ranks) if deferred else whole_weights(model)
     groups = parameter_groups(model, config)
     optimizer = build_optimizer(groups, config, ranks.device, offload=_offloads(ds_config))
     ds_engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config, dist_init_required=False)

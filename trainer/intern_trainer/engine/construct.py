@@ -1,19 +1,21 @@
-"""Making the model: whole on every rank, or sharded from the start (ZeRO-3). Either way its fp32 weights are kept
-exact.
+"""Making the model: whole on every rank, or sharded from the start and whole on none (ZeRO-3). Either way its fp32
+weights are the same, and kept exact.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from intern_trainer.engine.deferred import CannotDefer, Deferred
 from intern_trainer.engine.guards import refuse_scalar_parameters
 from intern_trainer.engine.runtime import load_deepspeed
-from intern_trainer.errors import TrainingError, UserError
+from intern_trainer.errors import ConfigError, TrainingError, UserError
 from intern_trainer.ranks import Ranks
 
 Build = Callable[[], nn.Module]
@@ -23,17 +25,22 @@ there on.
 """
 
 
-def build_model(build: Build, ranks: Ranks, on_meta: bool = False) -> nn.Module:
-    """Call `build`; what goes wrong on one rank is raised on all of them, so that none waits for ever."""
+def build_model(build: Build, ranks: Ranks, deferred: Deferred | None = None) -> nn.Module:
+    """Call `build`, inside `deferred` if given; what goes wrong on one rank is raised on all of them, so that none
+    waits for ever.
+    """
     model: nn.Module | None = None
     failure: Exception | None = None
     try:
-        if on_meta:
-            with torch.device("meta"):
-                model = build()
-        else:
+        with deferred or nullcontext():
             model = build()
         refuse_scalar_parameters(model)
+    except CannotDefer as error:
+        failure = ConfigError(
+            f"the model cannot be made sharded: its constructor computes with weights ({error})",
+            "under ZeRO-3 large weights are made one at a time, after the constructor",
+            "a ds_config with zero_optimization.stage 2, or another model",
+        )
     except Exception as error:
         failure = error
     told = failure if failure is None or isinstance(failure, UserError) else _foreign(failure, ranks.rank)
@@ -58,13 +65,14 @@ def whole_weights(model: nn.Module) -> Shards:
     return {name: (0, p.detach().float().reshape(-1)) for name, p in model.named_parameters() if p.requires_grad}
 
 
-def shard(model: nn.Module, ds_config: dict[str, Any], dtype: torch.dtype, ranks: Ranks) -> Shards:
-    """Divide the model's parameters among the ranks by `zero.Init`, one after another, from the weights of rank 0.
+def shard(model: nn.Module, deferred: Deferred, ds_config: dict[str, Any], dtype: torch.dtype, ranks: Ranks) -> Shards:
+    """Divide the model's parameters among the ranks by `zero.Init`, one after another.
 
-    Rank 0 holds the model in host memory, the others on the meta device; no accelerator ever holds more than its
-    shards and one parameter. DeepSpeed's own way, building under `with zero.Init()`, loses what a parent's
-    constructor initialises after its children are sharded, makes other random weights than an unsharded build, and
-    rounds them to `dtype` before the fp32 masters are taken.
+    The ranks take turns in filling a parameter and sending it to the others, so that drawing the weights is shared work
+    too; none ever holds more than its shards, one parameter, and those too small to have been deferred. DeepSpeed's own
+    way, building under `with zero.Init()`, loses what a parent's constructor initialises after its children are
+    sharded, makes other random weights than an unsharded build, and rounds them to `dtype` before the fp32 masters are
+    taken.
 
     Returns:
         this rank's shards in fp32, from before the rounding.
@@ -78,7 +86,7 @@ def shard(model: nn.Module, ds_config: dict[str, Any], dtype: torch.dtype, ranks
             if parameter is None:
                 continue
             if id(parameter) not in replaced:
-                full = _from_main(parameter.detach(), ranks)
+                full = _from_owner(parameter, deferred, len(replaced) % ranks.world_size, ranks)
                 name = f"{prefixes[id(module)]}.{key}".lstrip(".")
                 if parameter.requires_grad:
                     shards[name] = _shard_of(full, ranks)
@@ -91,19 +99,19 @@ def shard(model: nn.Module, ds_config: dict[str, Any], dtype: torch.dtype, ranks
             module._parameters[key] = replaced[id(parameter)]
         for key, buffer in list(module._buffers.items()):
             if buffer is not None:
-                module._buffers[key] = _from_main(buffer, ranks)
+                module._buffers[key] = _from_owner(buffer, deferred, 0, ranks)
     return shards
 
 
-def _from_main(tensor: Tensor, ranks: Ranks) -> Tensor:
-    """Rank 0's values on this rank's device; the other ranks bring the shape alone."""
+def _from_owner(tensor: Tensor, deferred: Deferred, owner: int, ranks: Ranks) -> Tensor:
+    """The owner's values on this rank's device; the other ranks bring the shape alone."""
     full = (
-        tensor.to(ranks.device).contiguous()
-        if ranks.is_main
+        deferred.fill(tensor).to(ranks.device).contiguous()
+        if ranks.rank == owner
         else torch.empty(tensor.shape, dtype=tensor.dtype, device=ranks.device)
     )
     if ranks.world_size > 1:
-        dist.broadcast(full.reshape(-1).view(torch.uint8), src=0)
+        dist.broadcast(full.reshape(-1).view(torch.uint8), src=owner)
     return full
 
 

@@ -32,8 +32,8 @@ class Task(Protocol):
         ...
 
     def build_model(self) -> nn.Module:
-        """The model with its fresh weights; frozen parameters have requires_grad False. With ZeRO-3 the ranks but
-        the first call it on the meta device."""
+        """The model with its fresh weights; frozen parameters have requires_grad False. With ZeRO-3 large
+        weights are filled after it, so it does not compute with them."""
         ...
 
     def forward(self, model: Forward, batch: Batch) -> Outputs:
