@@ -132,7 +132,7 @@ def create_two_tower(
     image: str,
     image_size: int,
     embed_dim: int,
-    text: dict[str, int],
+    text: dict[str, Any],
     image_options: dict[str, Any] | None = None,
     model: Callable[..., TwoTower] = TwoTower,
     **bounds: float,
@@ -143,7 +143,7 @@ def create_two_tower(
         image: image model, a name that `intern_zoo.list_models()` knows.
         image_size: side of the training picture in pixels, for those image models whose parameters depend on it.
         embed_dim: width of the common space.
-        text: `width`, `layers`, `heads`, `context_length` of the text transformer.
+        text: what `create_text_transformer` takes besides.
         image_options: overrides for the image model's constructor.
         model: makes the model of both towers and `embed_dim`.
         bounds: `max_logit_scale`, `min_logit_scale` of `TwoTower`.

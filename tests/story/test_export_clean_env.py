@@ -17,6 +17,7 @@ from PIL import Image
 from tests.story.clean_env import make_clean_env
 from tests.unit.trainer.checkpoint.fakes import ALONE
 from tests.unit.trainer.export.runs import make_run
+from tests.unit.zoo.text.folders import make_folder
 
 TEXTS = ["a red square", "a house", "a cat"]
 
@@ -70,6 +71,22 @@ def test_loads_in_a_clean_environment(exported, picture, tmp_path, packages, dev
     torch.testing.assert_close(torch.tensor(found["probabilities"]), expected, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(torch.tensor(found["scores"]), expected, atol=1e-5, rtol=1e-4)
     assert found["feature_norm"] == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_tokenizer_of_ones_own_goes_along(picture, tmp_path):
+    own = make_folder(tmp_path / "own", bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    text = {"width": 32, "layers": 2, "heads": 2, "context_length": 12, "tokenizer": str(own), "pack": True}
+    config, model = make_run(tmp_path / "run", model={"text": text}, average=False, ranks=1)
+    assert model.text.vocab_size < 400
+    assert export_run(tmp_path / "run", tmp_path / "hf").differences.features <= 1e-5
+    python = make_clean_env(tmp_path / "venv", ["torch", "transformers", "pillow"])
+    found = _use(python, tmp_path / "hf", picture, "none", tmp_path)
+    with torch.no_grad():
+        heads_ce = class_features(model, TEXTS, "none", config, ALONE)
+        out = model(image=eval_transform(config)(Image.open(picture))[None])
+        expected = (out.logit_scale * out.image_features @ heads_ce.T).softmax(dim=-1)[0]
+    torch.testing.assert_close(torch.tensor(found["scores"]), expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.slow

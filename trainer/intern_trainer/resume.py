@@ -18,6 +18,7 @@ from intern_trainer.init_from import initialise
 from intern_trainer.observe.phases import phase
 from intern_trainer.ranks import Ranks
 from intern_trainer.run_folder import RunFolder
+from intern_trainer.text import check_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ def starting_point(
     if newest is not None:
         with phase(f"resuming from {newest}"):
             progress = checkpoint.load(engine, newest, ranks)
+        check_tokenizer(config.model.text, progress.tokenizer, newest)
         checkpoint.check_data(progress, data.fingerprint, new_order)
         return progress
     if config.init.from_ is not None:

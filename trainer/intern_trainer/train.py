@@ -45,6 +45,7 @@ from intern_trainer.run_folder import RunFolder
 from intern_trainer.signals import StopSignals, outlive_readers
 from intern_trainer.state import State
 from intern_trainer.tasks import Task, build_task
+from intern_trainer.text import tokenizer_digest
 from intern_trainer.threads import set_threads
 
 log = logging.getLogger(__name__)
@@ -182,8 +183,9 @@ def build_callbacks(
 
     def save(state: State) -> Path:
         progress = checkpoint.Progress(
-            state.step, state.samples, state.seconds, state.metrics["loss"], state.grad_norm, data.fingerprint, scores
-        )
+            state.step, state.samples, state.seconds, state.metrics["loss"], state.grad_norm, data.fingerprint, scores,
+            tokenizer_digest(config.model.text),
+        )  # fmt: skip
         path = checkpoint.save(engine, progress, folder.path, ranks, config)
         keep = config.checkpoint
         checkpoint.retain(path, keep.keep_last, keep.keep_best, progress.scores(keep.best_metric), ranks)

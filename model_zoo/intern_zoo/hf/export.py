@@ -20,6 +20,7 @@ from intern_zoo.hf.flatten import flatten
 from intern_zoo.hf.tokenizer import save_tokenizer
 from intern_zoo.hf.weights import PREFIX, write_weights
 from intern_zoo.metanet import MetaNet
+from intern_zoo.text import Tokenizer
 from intern_zoo.two_tower import AUXILIARY, TwoTower, sized_options
 
 REPLACE = {
@@ -48,7 +49,7 @@ class Exportable:
         config: what its configuration class takes.
         expected: of the model's state dict what the folder holds (meta is enough).
         pictures: how its input is made.
-        context_length: of its tokenizer; None for a model without text.
+        tokenizer: None for a model without text.
         pipeline: the transformers pipeline that it serves.
         replace, requires: see `flatten`; packages besides torch and transformers that its modelling file imports.
     """
@@ -58,7 +59,7 @@ class Exportable:
     config: dict[str, Any]
     expected: Mapping[str, Tensor]
     pictures: Pictures
-    context_length: int | None
+    tokenizer: Tokenizer | None
     pipeline: str
     replace: dict[str, str] = field(default_factory=dict)
     requires: tuple[str, ...] = ()
@@ -69,9 +70,15 @@ class Exportable:
 
 
 def two_tower_exportable(
-    model: TwoTower, image: str, image_options: dict[str, Any], text: dict[str, int], pictures: Pictures
+    model: TwoTower,
+    image: str,
+    image_options: dict[str, Any],
+    text: dict[str, int],
+    tokenizer: Tokenizer,
+    pictures: Pictures,
 ) -> Exportable:
-    """A two-tower model for `zero-shot-image-classification`; the arguments are those that it was built with."""
+    """A two-tower model for `zero-shot-image-classification`; the arguments are those that it was built with, `text`
+    its `context_length`, `width`, `layers`, `heads`."""
     trunk = model.image.trunk
     replace, requires = dict(REPLACE), tuple[str, ...]()
     if isinstance(trunk, MetaNet):
@@ -98,7 +105,7 @@ def two_tower_exportable(
         },
         expected={name: t for name, t in model.state_dict().items() if not name.startswith(AUXILIARY)},
         pictures=pictures,
-        context_length=text["context_length"],
+        tokenizer=tokenizer,
         pipeline="zero-shot-image-classification",
         replace=replace,
         requires=requires,
@@ -160,7 +167,7 @@ def _write_code(folder: Path, model: Exportable) -> None:
 
 def _write_processors(folder: Path, model: Exportable) -> None:
     pictures = model.pictures
-    processor = "CLIPProcessor" if model.context_length else None
+    processor = "CLIPProcessor" if model.tokenizer else None
     settings = {
         "image_processor_type": "CLIPImageProcessor",
         "processor_class": processor,
@@ -179,8 +186,8 @@ def _write_processors(folder: Path, model: Exportable) -> None:
     _write_json(
         folder / "preprocessor_config.json", {key: value for key, value in settings.items() if value is not None}
     )
-    if model.context_length:
-        save_tokenizer(folder, model.context_length)
+    if model.tokenizer:
+        save_tokenizer(folder, model.tokenizer)
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""CLIP's tokenizer in transformers' files, made from the vocabulary that open_clip ships.
+"""Tokenizers in transformers' files: a folder's own, or CLIP's, made from the vocabulary that open_clip ships.
 
 open_clip cleans a text with ftfy and Python before it cuts it into pairs. The normalizers here do the same from
 ftfy's own tables: HTML entities, curled quotes, ligatures, full-width letters, control characters, white space,
@@ -14,9 +14,12 @@ from pathlib import Path
 from ftfy import fix_text
 from ftfy.chardata import CONTROL_CHARS, DOUBLE_QUOTE_RE, LIGATURES, SINGLE_QUOTE_RE, WIDTH_MAP
 from open_clip.tokenizer import SimpleTokenizer
-from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers import Regex, decoders, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
+
+from intern_zoo.text import FolderTokenizer, Tokenizer
 
 START, END = "<start_of_text>", "<end_of_text>"
 WORDS = rf"{START}|{END}|'s|'t|'re|'ve|'m|'ll|'d|[\p{{L}}]+|[\p{{N}}]|[^\s\p{{L}}\p{{N}}]+"
@@ -25,18 +28,29 @@ PYTHON_SPACE = r"[\s\x1c-\x1f]+"
 TERMINAL_COLOUR = r"\x1b\[[\d;]*[a-zA-Z]"
 
 
-def save_tokenizer(folder: Path, context_length: int) -> None:
-    """Write tokenizer.json and its companions; ids equal those of `intern_zoo.text.tokenizer`, up to and including
-    the end token.
+def save_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
+    """Write tokenizer.json and its companions; ids equal those of `tokenizer`, up to and including the end token.
 
-    Behind it transformers puts more end tokens where open_clip puts zeros. To the text tower both are the same: it
-    reads the first end token, causally.
+    Behind it transformers may put other tokens, such as ends where open_clip puts zeros. To the text tower they are
+    the same: it reads the first end token, causally.
     """
+    if isinstance(tokenizer, FolderTokenizer):
+        backend, special = tokenizer.backend, tokenizer.special
+    else:
+        backend, special = _clip_backend(), {"bos": START, "eos": END, "pad": END, "unk": END}
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_max_length=tokenizer.context_length,
+        model_input_names=["input_ids", "attention_mask"],
+        processor_class="CLIPProcessor",
+        **{f"{name}_token": token for name, token in special.items()},
+    ).save_pretrained(folder)
+
+
+def _clip_backend() -> Backend:
     source = SimpleTokenizer()
     merges = sorted(source.bpe_ranks, key=source.bpe_ranks.__getitem__)
-    backend = Tokenizer(
-        BPE(vocab=source.encoder, merges=merges, end_of_word_suffix="</w>", continuing_subword_prefix="")
-    )
+    backend = Backend(BPE(vocab=source.encoder, merges=merges, end_of_word_suffix="</w>", continuing_subword_prefix=""))
     backend.normalizer = normalizers.Sequence(_cleaning())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -49,16 +63,7 @@ def save_tokenizer(folder: Path, context_length: int) -> None:
     backend.post_processor = processors.RobertaProcessing(
         (END, source.eot_token_id), (START, source.sot_token_id), trim_offsets=False, add_prefix_space=False
     )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token=START,
-        eos_token=END,
-        unk_token=END,
-        pad_token=END,
-        model_max_length=context_length,
-        processor_class="CLIPProcessor",
-    )
-    tokenizer.save_pretrained(folder)
+    return backend
 
 
 def _cleaning() -> list[normalizers.Normalizer]:

@@ -2,8 +2,8 @@
 
 Captions are short (a dozen tokens of 77, say), and with a causal mask nothing behind the end token reaches the
 feature. So the t tokens of all captions that count are computed as one row [t, c], with positions that start anew with
-each caption; only attention, which costs a few hundredths of the layers' work, sees captions apart. The same features to
-rounding.
+each caption; only attention, which costs a few hundredths of the layers' work, sees captions apart. The features are
+the same to rounding.
 
 b batch, l tokens, t tokens of all captions up to their ends, c width, h heads, d channels of a head.
 """
@@ -29,9 +29,9 @@ class PackedTextTransformer(TextTransformer):
         self.transformer.resblocks = nn.ModuleList(PackedBlock(block) for block in self.transformer.resblocks)
 
     def forward(self, text: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Token ids [b, l] to features [b, e]; with `output_tokens` also the tokens' [b, l, c], zeros behind the end."""
+        """Token ids [b, l] to features [b, e]; with `output_tokens` also the tokens' [b, l, c], zero behind the end."""
         slots, last_b = _slots(text, self.eos_id)
-        slot_t, batch, longest = slots
+        slot_t, _, longest = slots
         ids_t = text[:, :longest].flatten()[slot_t]
         x_tc = self.token_embedding(ids_t).to(self.transformer.get_cast_dtype())
         x_tc = x_tc + self.positional_embedding[slot_t % longest].to(x_tc.dtype)

@@ -19,6 +19,7 @@ from intern_trainer.errors import CheckpointError
 from intern_trainer.init_from import initialise
 from intern_trainer.ranks import Ranks
 from intern_trainer.slices import Read
+from intern_trainer.text import text_options
 from intern_zoo.two_tower import TwoTower, create_two_tower
 from safetensors.torch import save_file
 from torch import Tensor
@@ -38,7 +39,7 @@ def config(
 def build(settings: Config, seed: int) -> TwoTower:
     torch.manual_seed(seed)
     m = settings.model
-    return create_two_tower(m.image, m.image_size, m.embed_dim, m.text.model_dump(), m.image_options)
+    return create_two_tower(m.image, m.image_size, m.embed_dim, text_options(m.text), m.image_options)
 
 
 class BareEngine:

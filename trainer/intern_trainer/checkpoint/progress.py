@@ -27,6 +27,7 @@ class Progress:
         loss, grad_norm: of the last step that changed the weights. Not finite: `save` refuses.
         data_fingerprint: what the order of samples depends on (`TrainData.fingerprint`).
         evaluations: results so far, `{"step": 100, "retrieval/image_to_text_R@5": 0.4, ...}`; they decide what is best.
+        tokenizer: digest of the text tokenizer, see `intern_trainer.text`.
         versions: of the programs that wrote it. world_size: ranks that wrote it. Both are filled in by `save`.
     """
 
@@ -37,6 +38,7 @@ class Progress:
     grad_norm: float = 0.0
     data_fingerprint: dict[str, Any] = field(default_factory=dict)
     evaluations: list[dict[str, float]] = field(default_factory=list)
+    tokenizer: str = "clip"
     versions: dict[str, str] = field(default_factory=dict)
     world_size: int = 1
 

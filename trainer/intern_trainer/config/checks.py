@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 from intern_trainer.config.phases import Phases, Span
 from intern_trainer.config.schema import Benchmark, Config
@@ -174,7 +175,13 @@ def _check_model(config: Config) -> Iterator[ConfigError]:
 
 
 def _check_captions(config: Config) -> Iterator[ConfigError]:
-    data = config.data
+    data, tokenizer = config.data, config.model.text.tokenizer
+    if tokenizer != "clip" and not Path(tokenizer, "tokenizer.json").is_file():
+        yield ConfigError(
+            f"model.text.tokenizer={tokenizer} holds no tokenizer.json",
+            "a tokenizer is `clip` or a folder of Hugging Face's tokenizer files; none is downloaded",
+            "AutoTokenizer.from_pretrained(NAME).save_pretrained(FOLDER), or intern-trainer data tokenizer",
+        )
     for key in data.caption_keys:
         if "{language}" in key and not data.languages:
             yield ConfigError(

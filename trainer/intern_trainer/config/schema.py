@@ -39,12 +39,19 @@ class Section(BaseModel):
 
 
 class TextTower(Section):
-    """Text transformer (open_clip's), with CLIP's byte-pair vocabulary."""
+    """Text transformer (open_clip's)."""
 
     width: PositiveInt = 512
     layers: PositiveInt = 12
     heads: PositiveInt = 8
     context_length: PositiveInt = 77
+    tokenizer: str = "clip"
+    """`clip` for CLIP's byte pairs, or a folder with tokenizer.json and tokenizer_config.json, as transformers'
+    save_pretrained and `intern-trainer data tokenizer` write it. Nothing is downloaded. A run keeps to the tokenizer
+    that it began with, and its export takes it along."""
+    pack: bool = False
+    """Compute only the tokens up to each caption's end, all captions of a micro-batch in one row: the same features for
+    less work where captions are shorter than `context_length`. Utilisation (MFU) still counts full captions."""
 
 
 class Model(Section):
@@ -104,6 +111,8 @@ class Augment(Section):
     crop_ratio: tuple[float, float] = (0.75, 1.3333)
     flip: Fraction = 0.0
     """Probability of a horizontal flip (0 where captions say left or right)."""
+    drop_tokens: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of a caption's tokens that is left out at random, start and end aside."""
 
 
 class Data(Section):

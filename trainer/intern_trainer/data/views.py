@@ -35,9 +35,11 @@ class Views:
 
 @dataclass(frozen=True)
 class PlainText:
-    """The caption as it is: `text`, int64 [b, l]."""
+    """The caption as it is, or `drop`ped to fewer tokens: `text`, int64 [b, l]."""
 
     tokenize: Callable[[list[str]], Tensor]
+    drop: Callable[[Tensor, list[int]], Tensor] | None = None
 
     def __call__(self, captions: list[str], seeds: list[int]) -> dict[str, Tensor]:
-        return {"text": self.tokenize(captions)}
+        text = self.tokenize(captions)
+        return {"text": self.drop(text, seeds) if self.drop else text}

@@ -18,6 +18,7 @@ from intern_trainer.ranks import init_ranks
 from intern_trainer.run_folder import RunFolder
 from intern_trainer.slices import EMA
 from intern_trainer.tasks import build_task
+from intern_trainer.text import check_tokenizer
 from intern_trainer.threads import set_threads
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ def evaluate_run(
         which = weights or ("ema" if reader.names(EMA) else "raw")
         if which == "ema" and not reader.names(EMA):
             raise CheckpointError(f"{path} holds no moving average", "it is kept with train.ema_decay", "--weights raw")
+        check_tokenizer(config.model.text, reader.progress.tokenizer, path)
         model = build_task(config, ranks).build_model().to(ranks.device)
         _take(model, dict(reader.weights(which)), path)
     with phase(f"evaluating {split}"):

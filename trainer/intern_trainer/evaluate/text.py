@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from intern_zoo.text import tokenizer
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
 from torch import Tensor
 
 from intern_trainer.config.schema import Config
 from intern_trainer.ranks import Ranks
+from intern_trainer.text import text_tokenizer
 
 TEMPLATES: dict[str, Sequence[Callable[[str], str]]] = {
     "openai_imagenet": OPENAI_IMAGENET_TEMPLATES,
@@ -22,7 +22,7 @@ TEMPLATES: dict[str, Sequence[Callable[[str], str]]] = {
 
 def tokenize(captions: Sequence[str], config: Config) -> Tensor:
     """int64 [n, context_length]."""
-    return tokenizer(config.model.text.context_length)(list(captions))
+    return text_tokenizer(config.model.text)(list(captions))
 
 
 def prompts(class_name: str, templates: str) -> list[str]:

@@ -27,6 +27,7 @@ inputs = processor(text=["a cat", "a dog"], images=Image.open("picture.png"), re
 probabilities = model(**inputs).logits_per_image.softmax(dim=-1)
 ```"""
 
+_PIECES = {"clip": "CLIP's byte pairs"}
 _RECIPE = {"task", "init", "model", "data", "optim", "train", "parallel", "ds"}
 """The sections of the configuration that made the weights what they are."""
 
@@ -62,7 +63,8 @@ def model_card(
         f"Trained with INTERN's stage 1 (arXiv 2111.08687; an independent implementation). Needs {packages}.",
         _USE.format(folder=folder),
         f"Pictures: short side to {config.model.image_size} pixels (bicubic), the middle square, normalised. "
-        f"Texts: CLIP's byte pairs, {config.model.text.context_length} tokens at most.",
+        f"Texts: {_PIECES.get(config.model.text.tokenizer, 'its own tokenizer')}, "
+        f"{config.model.text.context_length} tokens at most.",
         "## Where it comes from",
         "\n".join(f"- {name}: {value}" for name, value in origin.items()),
         "## Figures",

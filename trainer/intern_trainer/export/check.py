@@ -17,7 +17,6 @@ import intern_zoo.hf.reload
 import psutil
 import torch
 from intern_zoo.hf.state_dict import read_folder
-from intern_zoo.text import tokenizer
 from intern_zoo.two_tower import TwoTower
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from intern_trainer.config.schema import Config
 from intern_trainer.data.transforms import eval_transform
 from intern_trainer.errors import ExportError
+from intern_trainer.text import text_tokenizer
 
 TOLERANCE = 1e-5
 """Largest difference of a unit vector's entry in fp32. Both sides compute the same sums, in another order at most."""
@@ -90,10 +90,10 @@ def compare_two_tower(folder: Path, model: TwoTower, config: Config) -> Differen
     Raises:
         ExportError: it does not load, gives other token ids, or differs by more than TOLERANCE.
     """
-    length, side = config.model.text.context_length, config.model.image_size
+    tokenizer, side = text_tokenizer(config.model.text), config.model.image_size
     pictures, transform = _pictures(side), eval_transform(config)
     image = torch.stack([transform(picture) for picture in pictures]).contiguous()
-    text = tokenizer(length)(TEXTS)
+    text = tokenizer(TEXTS)
     with torch.no_grad():
         ours = model.eval()(image=image, text=text)
         logits = ours.logit_scale * ours.image_features @ ours.text_features.T
@@ -105,7 +105,7 @@ def compare_two_tower(folder: Path, model: TwoTower, config: Config) -> Differen
         for i, picture in enumerate(pictures):
             picture.save(inputs / f"{i}.png")
         theirs = _reload(folder, inputs, Path(scratch))
-    _same_ids(theirs["input_ids"], text)
+    _same_ids(theirs["input_ids"], text, tokenizer.eot_token_id)
     found = Differences(
         features=max(
             _largest(theirs["image_features"], ours.image_features),
@@ -161,10 +161,10 @@ def _pictures(side: int) -> list[Image.Image]:
     return pictures
 
 
-def _same_ids(theirs: Tensor, ours: Tensor) -> None:
+def _same_ids(theirs: Tensor, ours: Tensor, end_id: int) -> None:
     """Ids must be equal up to the end token; what fills the rest may differ."""
     for text, a, b in zip(TEXTS, theirs, ours, strict=True):
-        end = int(b.argmax()) + 1
+        end = b.tolist().index(end_id) + 1
         if a[:end].tolist() != b[:end].tolist():
             raise ExportError(
                 f"{text!r} becomes {a[:end].tolist()} in the folder's tokenizer and {b[:end].tolist()} in ours"

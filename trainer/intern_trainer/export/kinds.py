@@ -8,6 +8,7 @@ from intern_zoo.hf.export import Exportable, Pictures, two_tower_exportable
 from torch import nn
 
 from intern_trainer.config.schema import Config
+from intern_trainer.text import text_tokenizer
 
 
 def _contrastive(model: nn.Module, config: Config) -> Exportable:
@@ -16,7 +17,8 @@ def _contrastive(model: nn.Module, config: Config) -> Exportable:
         model,  # type: ignore[arg-type]  # the contrastive task builds a TwoTower
         image=settings.image,
         image_options=dict(settings.image_options),
-        text=settings.text.model_dump(),
+        tokenizer=text_tokenizer(settings.text),
+        text=settings.text.model_dump(include={"context_length", "width", "layers", "heads"}),
         pictures=Pictures(settings.image_size, config.data.mean, config.data.std),
     )
 

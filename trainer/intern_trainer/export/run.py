@@ -25,6 +25,7 @@ from intern_trainer.ranks import Ranks
 from intern_trainer.run_folder import RunFolder
 from intern_trainer.slices import EMA
 from intern_trainer.tasks import Task, build_task
+from intern_trainer.text import check_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +103,7 @@ def export_run(
         )
     reader, which = _open(run, checkpoint, weights)
     config = reader.config
+    check_tokenizer(config.model.text, reader.progress.tokenizer, reader.path)
     task = build_task(config, ALONE)
     with torch.device("meta"):
         model = task.build_model()

@@ -6,7 +6,6 @@ import difflib
 
 import intern_zoo
 from intern_kernels.contrastive_loss import info_nce
-from intern_zoo.text import tokenizer
 from intern_zoo.two_tower import TwoTower, create_two_tower
 from torch import Tensor
 
@@ -14,10 +13,12 @@ from intern_trainer.batch import Batch
 from intern_trainer.collectives import all_gather
 from intern_trainer.config.schema import Config
 from intern_trainer.data import PlainText, Views
+from intern_trainer.data.token_drop import TokenDrop
 from intern_trainer.errors import ConfigError
 from intern_trainer.ranks import Ranks
 from intern_trainer.tasks.base import Forward, Outputs
 from intern_trainer.tasks.freeze import freeze
+from intern_trainer.text import text_options, text_tokenizer
 
 
 class ContrastiveTask:
@@ -39,7 +40,9 @@ class ContrastiveTask:
 
     @property
     def views(self) -> Views:
-        return Views(texts=PlainText(tokenizer(self.config.model.text.context_length)))
+        words, share = text_tokenizer(self.config.model.text), self.config.data.augment.drop_tokens
+        drop = TokenDrop(share, words.sot_token_id, words.eot_token_id) if share else None
+        return Views(texts=PlainText(words, drop))
 
     def build_model(self) -> TwoTower:
         model = self.config.model
@@ -49,7 +52,7 @@ class ContrastiveTask:
                 image_options=dict(model.image_options),
                 image_size=model.image_size,
                 embed_dim=model.embed_dim,
-                text=model.text.model_dump(),
+                text=text_options(model.text),
                 max_logit_scale=model.max_logit_scale,
                 min_logit_scale=model.min_logit_scale,
             )

@@ -11,6 +11,7 @@ from intern_trainer.config.schema import Config
 from intern_trainer.ranks import Ranks
 from intern_trainer.run_folder import RunFolder
 from intern_trainer.tasks import build_task
+from intern_trainer.text import tokenizer_digest
 from torch import Tensor, nn
 
 from tests.unit.trainer.checkpoint.fakes import ALONE, FakeEngine, on_ranks
@@ -40,7 +41,8 @@ def make_run(
 
     def one(rank: Ranks) -> Path:
         engine = FakeEngine(state, rank.rank, rank.world_size, "flat")
-        return save(engine, Progress(step, samples=step * 8), folder, rank, config)
+        progress = Progress(step, samples=step * 8, tokenizer=tokenizer_digest(config.model.text))
+        return save(engine, progress, folder, rank, config)
 
     paths = on_ranks(ranks, one)
     assert all(isinstance(path, Path) for path in paths), paths

@@ -43,7 +43,7 @@ def _captions() -> list[str]:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
-    save_tokenizer(folder, 77)
+    save_tokenizer(folder, tokenizer(77))
     return AutoTokenizer.from_pretrained(folder)
 
 
