@@ -18,18 +18,21 @@ from intern_zoo.registry import create_model
 from intern_zoo.text import TextTransformer, create_text_transformer
 from intern_zoo.weight_decay import offsets_and_factors
 
-INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
-
 AUXILIARY = ("heads.", "text.token_embedding.mask")
 """How names begin of what serves a loss of training alone: neither exported, nor needed to start another run from."""
 
+OPTIONAL = (*AUXILIARY, "logit_bias")
+"""What other weights of the same towers may lack, or have besides: it depends on the loss."""
+
 
 class TwoTowerOutput(NamedTuple):
-    """Features: [b, e], unit norm, None for a tower that was not asked. logit_scale: [1], exp'd and bounded."""
+    """Features: [b, e], unit norm, None for a tower that was not asked. logit_scale: [1], exp'd and bounded.
+    logit_bias: [1], None where the model has none."""
 
     image_features: Tensor | None
     text_features: Tensor | None
     logit_scale: Tensor
+    logit_bias: Tensor | None = None
 
 
 class ImageTower(nn.Module):
@@ -53,6 +56,8 @@ class TwoTower(nn.Module):
         text: text transformer: token ids [b, l] to [b, e].
         embed_dim: e.
         max_logit_scale, min_logit_scale: bounds of exp(logit scale); CLIP's upper one is 100.
+        initial_logit_scale: exp(logit scale) at the start; CLIP's 1 / 0.07.
+        initial_logit_bias: with a number, the model learns a bias of all scores that starts there, as SigLIP does.
     """
 
     def __init__(
@@ -62,13 +67,17 @@ class TwoTower(nn.Module):
         embed_dim: int,
         max_logit_scale: float = 100.0,
         min_logit_scale: float = 0.0,
+        initial_logit_scale: float = 1 / 0.07,
+        initial_logit_bias: float | None = None,
     ) -> None:
         super().__init__()
         self.image = ImageTower(image, embed_dim)
         self.text = text
         self.max_logit_scale, self.min_logit_scale = max_logit_scale, min_logit_scale
         # shape [1]: DeepSpeed cannot view a parameter without dimensions as bytes
-        self.logit_scale = nn.Parameter(torch.full((1,), INITIAL_LOGIT_SCALE))
+        self.logit_scale = nn.Parameter(torch.full((1,), math.log(initial_logit_scale)))
+        has_bias = initial_logit_bias is not None
+        self.logit_bias = nn.Parameter(torch.full((1,), initial_logit_bias)) if has_bias else None
 
     def train(self, mode: bool = True) -> TwoTower:
         """A tower whose parameters are all frozen stays in evaluation mode: its running statistics are frozen, too."""
@@ -91,6 +100,7 @@ class TwoTower(nn.Module):
             None if image is None else self.encode_image(image),
             None if text is None else self.encode_text(text),
             self.bounded_logit_scale(),
+            None if self.logit_bias is None else self.logit_bias.clone(),  # outputs outlive a sharded parameter
         )
 
     def bounded_logit_scale(self) -> Tensor:
@@ -135,7 +145,7 @@ def create_two_tower(
     text: dict[str, Any],
     image_options: dict[str, Any] | None = None,
     model: Callable[..., TwoTower] = TwoTower,
-    **bounds: float,
+    **scores: float | None,
 ) -> TwoTower:
     """Build both towers by name.
 
@@ -146,10 +156,10 @@ def create_two_tower(
         text: what `create_text_transformer` takes besides.
         image_options: overrides for the image model's constructor.
         model: makes the model of both towers and `embed_dim`.
-        bounds: `max_logit_scale`, `min_logit_scale` of `TwoTower`.
+        scores: what `TwoTower` takes about scale and bias of its scores.
     """
     trunk = create_model(image, num_classes=0, **sized_options(image, image_size, image_options or {}))
-    return model(trunk, create_text_transformer(embed_dim, **text), embed_dim, **bounds)
+    return model(trunk, create_text_transformer(embed_dim, **text), embed_dim, **scores)
 
 
 def sized_options(image: str, image_size: int, options: dict[str, Any]) -> dict[str, Any]:

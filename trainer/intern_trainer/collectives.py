@@ -5,6 +5,7 @@ torch.distributed.nn's all_gather fails in backward on gloo for groups that are 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,6 +30,37 @@ def all_reduce(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     if dist.get_world_size(group) == 1:
         return x
     return _AllReduce.apply(x, group)
+
+
+def log_sum_exp(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """log of the sum over ranks of exp(x), entry by entry."""
+    if dist.get_world_size(group) == 1:
+        return x
+    top = x.detach().clone()
+    dist.all_reduce(top, op=dist.ReduceOp.MAX, group=group)
+    return top + all_reduce(torch.exp(x - top), group).log()
+
+
+def pass_on(*tensors: Tensor) -> Callable[[], list[Tensor]]:
+    """Send `tensors` to the next rank of the ring of all ranks while something else is computed. The tensors must not
+    change until the function that is returned has waited; it gives those of the rank before. No gradients.
+    """
+    rank, size = dist.get_rank(), dist.get_world_size()
+    leaving = [tensor.contiguous() for tensor in tensors]
+    arriving = [torch.empty_like(tensor) for tensor in leaving]
+    operations = []
+    for i, (sent, place) in enumerate(zip(leaving, arriving, strict=True)):
+        operations.append(dist.P2POp(dist.isend, sent, (rank + 1) % size, tag=i))
+        operations.append(dist.P2POp(dist.irecv, place, (rank - 1) % size, tag=i))
+    works = dist.batch_isend_irecv(operations)
+
+    def wait() -> list[Tensor]:
+        for work in works:
+            work.wait()
+        leaving.clear()  # held until now: a copy that was made here must live while it is read
+        return arriving
+
+    return wait
 
 
 class _AllGather(torch.autograd.Function):

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Iterable
 
-from intern_zoo.two_tower import AUXILIARY
+from intern_zoo.two_tower import OPTIONAL
 from torch import Tensor
 
 from intern_trainer.checkpoint.agree import agreed
@@ -68,9 +68,9 @@ def check(weights: Weights, shapes: dict[str, tuple[int, ...]], where: str) -> s
     if not weights.whole:
         absent = tuple(part for part in PARTS if not any(name.startswith(part) for name in weights.shapes))
         fresh = {name for name in missing if name.startswith(absent)} if absent else set()
-    extra = {name for name in weights.shapes.keys() - shapes if not name.startswith(AUXILIARY)}
+    extra = {name for name in weights.shapes.keys() - shapes if not name.startswith(OPTIONAL)}
     unlike = {n for n in shapes.keys() & weights.shapes if not _same_shape(weights.shapes[n], shapes[n])}
-    auxiliary = {name for name in shapes if name.startswith(AUXILIARY)}
+    auxiliary = {name for name in shapes if name.startswith(OPTIONAL)}
     if auxiliary & (missing | unlike):
         fresh |= auxiliary  # whole or not at all: half of a queue, or of a head, is none
     misshaped = [f"{name} (there {list(weights.shapes[name])}, here {list(shapes[name])})" for name in unlike - fresh]
@@ -89,8 +89,8 @@ def check(weights: Weights, shapes: dict[str, tuple[int, ...]], where: str) -> s
 
 
 def part_names(names: Iterable[str]) -> list[str]:
-    found = {next(part for part in (*AUXILIARY, *PARTS) if name.startswith(part)) for name in names}
-    return [part.rstrip(".") for part in (*PARTS, *AUXILIARY) if part in found]
+    found = {next(part for part in (*OPTIONAL, *PARTS) if name.startswith(part)) for name in names}
+    return [part.rstrip(".") for part in (*PARTS, *OPTIONAL) if part in found]
 
 
 def _same_shape(theirs: tuple[int, ...], ours: tuple[int, ...]) -> bool:

@@ -28,11 +28,11 @@ from intern_trainer.slices import BUFFER, EMA, FROZEN, PARAM
 
 log = logging.getLogger(__name__)
 
-TRUNK, PROJECTION, TEXT, SCALE = "image.trunk.", "image.projection.weight", "text.", "logit_scale"
+TRUNK, PROJECTION, TEXT = "image.trunk.", "image.projection.weight", "text."
+SCORES = ("logit_scale", "logit_bias")
 TEXT_TOP = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection")
 """The text tower in open_clip's `CLIP`, where it has no prefix."""
-NOT_WEIGHTS = ("attn_mask", "logit_bias")
-"""Constants, and a parameter of the SigLIP loss."""
+CONSTANT = "attn_mask"
 
 
 class Weights(Protocol):
@@ -145,10 +145,10 @@ def file_weights(file: Path, config: Config) -> FileWeights:
     visual = any(key.startswith("visual.") for key in tensors)
     image: dict[str, Entry] = {}
     for key, entry in tensors.items():
-        if key.endswith(NOT_WEIGHTS):
+        if key.endswith(CONSTANT):
             continue
-        if key == SCALE:
-            weights.add(SCALE, (1,), entry[1])
+        if key in SCORES:
+            weights.add(key, (1,), entry[1])
         elif visual and key.startswith("text."):
             weights.add(key, *entry)
         elif visual and key.startswith(TEXT_TOP):

@@ -2,7 +2,7 @@
 README.md."""
 
 from intern_kernels.contrastive_loss.info_nce import info_nce, log_sums
-from intern_kernels.contrastive_loss.reference import LogSums, SigmoidTerms, sigmoid_terms
-from intern_kernels.contrastive_loss.sigmoid import sigmoid_loss
+from intern_kernels.contrastive_loss.reference import Best, LogSums, SigmoidTerms, sigmoid_terms
+from intern_kernels.contrastive_loss.sigmoid import sigmoid_loss, with_gradients
 
-__all__ = ["LogSums", "SigmoidTerms", "info_nce", "log_sums", "sigmoid_loss", "sigmoid_terms"]
+__all__ = ["Best", "LogSums", "SigmoidTerms", "info_nce", "log_sums", "sigmoid_loss", "sigmoid_terms", "with_gradients"]

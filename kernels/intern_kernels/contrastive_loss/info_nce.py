@@ -14,11 +14,9 @@ from torch.autograd.function import once_differentiable
 from intern_kernels.contrastive_loss import reference
 from intern_kernels.contrastive_loss.reference import LogSums
 
-BLOCK = 1024
-
 
 def info_nce(
-    query_be: Tensor, key_ge: Tensor, scale: Tensor, first_positive: int, block: int = BLOCK
+    query_be: Tensor, key_ge: Tensor, scale: Tensor, first_positive: int, block: int = 1024
 ) -> tuple[Tensor, Tensor]:
     """Mean cross entropy of picking each query's own key among all keys (van den Oord et al., arXiv 1807.03748; CLIP,
     arXiv 2103.00020).
@@ -37,7 +35,7 @@ def info_nce(
     return (sums.row_b - sums.own_b).mean(), sums.hits
 
 
-def log_sums(query_be: Tensor, key_ge: Tensor, scale: Tensor, first_positive: int, block: int = BLOCK) -> LogSums:
+def log_sums(query_be: Tensor, key_ge: Tensor, scale: Tensor, first_positive: int, block: int = 1024) -> LogSums:
     """What both directions of InfoNCE need, from one pass over the scores z = scale * q . k.
 
     Arguments as of `info_nce`. Keys -> queries asks for the log-sum-exp of whole columns; where the queries of other

@@ -37,11 +37,11 @@ class Best:
     """The highest score of each query so far, and the key that it is of; the first of several."""
 
     def __init__(self, query_be: Tensor) -> None:
-        self.score_b = query_be.new_full(query_be.shape[:1], -torch.inf)
+        self.score_b = at_least_fp32(query_be.new_full(query_be.shape[:1], -torch.inf))
         self.key_b = torch.zeros_like(self.score_b, dtype=torch.long)
 
-    def update(self, score_bc: Tensor, first_key: int) -> None:
-        score_b, key_b = score_bc.max(dim=1)
+    def update(self, score_b: Tensor, key_b: Tensor, first_key: int) -> None:
+        """The best of further keys, counted from `first_key`."""
         self.key_b = torch.where(score_b > self.score_b, key_b + first_key, self.key_b)
         self.score_b = torch.maximum(self.score_b, score_b)
 
@@ -75,7 +75,7 @@ def log_sums(
         if columns:
             column_g[span] = z_bc.logsumexp(dim=0)
         before_b = best.score_b
-        best.update(z_bc, span.start)
+        best.update(*z_bc.max(dim=1), span.start)
         sum_b *= torch.exp(before_b - best.score_b)
         sum_b += z_bc.sub_(best.score_b[:, None]).exp_().sum(dim=1)
     return LogSums(best.score_b + sum_b.log(), column_g, own_b, best.hits(first_positive))
@@ -127,7 +127,7 @@ def sigmoid_terms(
     dots_be, key_grad_ge = torch.zeros_like(query), query.new_empty(key_ge.shape)
     for span, key_ce, z_bc in score_blocks(query, key_ge, factor, block):
         z_bc += at_least_fp32(bias)
-        best.update(z_bc, span.start)
+        best.update(*z_bc.max(dim=1), span.start)
         own_pairs(z_bc, span, first_positive)[1].neg_()  # then every pair's term is softplus(z)
         total_b += F.softplus(z_bc).sum(dim=1)
         grad_bc = z_bc.sigmoid_()

@@ -102,6 +102,7 @@ def two_tower_exportable(
             "embed_dim": model.image.projection.out_features,
             "max_logit_scale": model.max_logit_scale,
             "min_logit_scale": model.min_logit_scale,
+            "logit_bias": model.logit_bias is not None,
         },
         expected={name: t for name, t in model.state_dict().items() if not name.startswith(AUXILIARY)},
         pictures=pictures,

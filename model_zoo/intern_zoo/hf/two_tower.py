@@ -24,6 +24,7 @@ class InternTwoTowerConfig(PreTrainedConfig):
         text: `vocab_size`, `eos_id`, `context_length`, `width`, `layers`, `heads` of the text transformer.
         embed_dim: width of the common space.
         max_logit_scale, min_logit_scale: bounds of exp(logit scale).
+        logit_bias: whether scores have a learned bias, as SigLIP's.
     """
 
     model_type = "intern_two_tower"
@@ -35,6 +36,7 @@ class InternTwoTowerConfig(PreTrainedConfig):
         embed_dim: int = 512,
         max_logit_scale: float = 100.0,
         min_logit_scale: float = 0.0,
+        logit_bias: bool = False,
         **kwargs: Any,
     ) -> None:
         self.image = image or {}
@@ -42,6 +44,7 @@ class InternTwoTowerConfig(PreTrainedConfig):
         self.embed_dim = embed_dim
         self.max_logit_scale = max_logit_scale
         self.min_logit_scale = min_logit_scale
+        self.logit_bias = logit_bias
         super().__init__(**kwargs)
 
 
@@ -66,8 +69,14 @@ class InternTwoTowerModel(PreTrainedModel):
     def __init__(self, config: InternTwoTowerConfig) -> None:
         super().__init__(config)
         text = TextTransformer(output_dim=config.embed_dim, **config.text)
-        bounds = (config.max_logit_scale, config.min_logit_scale)
-        self.model = TwoTower(build_trunk(config.image), text, config.embed_dim, *bounds)
+        self.model = TwoTower(
+            build_trunk(config.image),
+            text,
+            config.embed_dim,
+            config.max_logit_scale,
+            config.min_logit_scale,
+            initial_logit_bias=0.0 if config.logit_bias else None,
+        )
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -88,12 +97,14 @@ class InternTwoTowerModel(PreTrainedModel):
         attention_mask: Tensor | None = None,
         return_dict: bool | None = None,
     ) -> InternTwoTowerOutput | tuple[Tensor, ...]:
-        image_embeds, text_embeds, logit_scale = self.model(image=pixel_values, text=input_ids)
+        image_embeds, text_embeds, logit_scale, logit_bias = self.model(image=pixel_values, text=input_ids)
         logits_per_text = None
         if image_embeds is not None and text_embeds is not None:
             # the towers may live on two devices
             image_embeds, logit_scale = image_embeds.to(text_embeds.device), logit_scale.to(text_embeds.device)
             logits_per_text = logit_scale * text_embeds @ image_embeds.T
+            if logit_bias is not None:
+                logits_per_text = logits_per_text + logit_bias.to(text_embeds.device)
         logits_per_image = None if logits_per_text is None else logits_per_text.T
         output = InternTwoTowerOutput(logits_per_image, logits_per_text, image_embeds, text_embeds)
         return output.to_tuple() if return_dict is False else output

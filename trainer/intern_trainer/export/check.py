@@ -96,7 +96,8 @@ def compare_two_tower(folder: Path, model: TwoTower, config: Config) -> Differen
     text = tokenizer(TEXTS)
     with torch.no_grad():
         ours = model.eval()(image=image, text=text)
-        logits = ours.logit_scale * ours.image_features @ ours.text_features.T
+        bias = 0 if ours.logit_bias is None else ours.logit_bias
+        logits = ours.logit_scale * ours.image_features @ ours.text_features.T + bias
     with tempfile.TemporaryDirectory() as scratch:
         inputs = Path(scratch, "inputs")
         inputs.mkdir()

@@ -1,11 +1,10 @@
-"""Image-text pretraining with the CLIP loss (arXiv 2103.00020) over all ranks."""
+"""Image-text pretraining with the loss of CLIP or of SigLIP over all ranks."""
 
 from __future__ import annotations
 
 import difflib
 
 import intern_zoo
-from intern_kernels.contrastive_loss import info_nce
 from intern_zoo.two_tower import TwoTower, create_two_tower
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from intern_trainer.errors import ConfigError
 from intern_trainer.ranks import Ranks
 from intern_trainer.tasks.base import Forward, Outputs
 from intern_trainer.tasks.freeze import freeze
+from intern_trainer.tasks.over_ranks import clip_loss, siglip_loss
 from intern_trainer.text import text_options, text_tokenizer
 
 
@@ -25,7 +25,7 @@ class ContrastiveTask:
     """Two towers, pulled together where picture and caption belong together and apart where they do not."""
 
     name = "contrastive"
-    shared = frozenset({"logit_scale"})
+    shared = frozenset({"logit_scale", "logit_bias"})
 
     def __init__(self, config: Config, ranks: Ranks) -> None:
         known = intern_zoo.list_models()
@@ -45,7 +45,8 @@ class ContrastiveTask:
         return Views(texts=PlainText(words, drop))
 
     def build_model(self) -> TwoTower:
-        model = self.config.model
+        model, loss = self.config.model, self.config.loss
+        siglip = loss.kind == "siglip"
         try:
             towers = create_two_tower(
                 image=model.image,
@@ -55,6 +56,8 @@ class ContrastiveTask:
                 text=text_options(model.text),
                 max_logit_scale=model.max_logit_scale,
                 min_logit_scale=model.min_logit_scale,
+                initial_logit_scale=loss.initial_scale or (10.0 if siglip else 1 / 0.07),
+                initial_logit_bias=loss.initial_bias if siglip else None,
             )
         except (TypeError, ValueError) as error:  # the zoo's word on an option that it does not know
             raise ConfigError(
@@ -66,18 +69,17 @@ class ContrastiveTask:
         return towers
 
     def forward(self, model: Forward, batch: Batch) -> Outputs:
-        """`image_features`, `text_features` [b, e], and `logit_scale` [1]."""
-        return model(image=batch.tensors["image"], text=batch.tensors["text"])._asdict()
+        """`image_features`, `text_features` [b, e], `logit_scale` [1], and for SigLIP `logit_bias` [1]."""
+        out = model(image=batch.tensors["image"], text=batch.tensors["text"])._asdict()
+        return {name: tensor for name, tensor in out.items() if tensor is not None}
 
     def loss(self, outputs: Outputs) -> tuple[Tensor, dict[str, Tensor]]:
-        """Half of picture -> caption among all captions, half of caption -> picture among all pictures; rows are this
-        rank's.
-
-        Its mean over ranks is the loss of the global micro-batch, and holds local x global logits at most.
-        """
+        """Of the global batch, whose rows of this rank these are; no rank holds more scores than b x `loss.block`."""
         image_be, text_be, scale = outputs["image_features"], outputs["text_features"], outputs["logit_scale"]
-        first = self.ranks.rank * len(image_be)
-        image_loss, hits = info_nce(image_be, all_gather(text_be), scale, first)
-        text_loss, _ = info_nce(text_be, all_gather(image_be), scale, first)
-        loss = (image_loss + text_loss) / 2
-        return loss, {"batch_accuracy": hits / len(image_be), "logit_scale": scale.detach().squeeze()}
+        metrics = {name: outputs[name].detach().squeeze() for name in sorted(self.shared & outputs.keys())}
+        if self.config.loss.kind == "siglip":
+            bias = outputs["logit_bias"]
+            loss, hits = siglip_loss(image_be, text_be, scale, bias, self.ranks, self.config.loss.block)
+        else:
+            loss, hits = clip_loss(image_be, all_gather(text_be), scale, self.ranks, self.config.loss.block)
+        return loss, {"batch_accuracy": hits / len(image_be), **metrics}
