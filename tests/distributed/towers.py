@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -101,10 +102,13 @@ def make_config(**sections: dict[str, Any]) -> Config:
 
 
 def train_plainly(
-    config: Config, accumulation: int, steps: int, build: Any = Towers, make_batch: Any = batch
+    config: Config, accumulation: int | Sequence[int], steps: int, build: Any = Towers, make_batch: Any = batch
 ) -> tuple[list[float], list[float]]:
     """Losses and gradient norms of one PyTorch process that sees the whole global batch, without DeepSpeed and
     without our engine.
+
+    Args:
+        accumulation: micro-batches of every step, or of each.
 
     In bf16 the model is rounded from fp32 masters before each step, and the masters are updated with its gradients.
     """
@@ -116,17 +120,17 @@ def train_plainly(
         parameter.data = parameter.data.to(dtype)
     groups = [{k: g[k] for k in ("params", "weight_decay")} for g in parameter_groups(masters, config)]
     optimizer = torch.optim.AdamW(groups, lr=1.0, betas=config.optim.betas, eps=config.optim.eps)
-    micro = config.train.global_batch // accumulation
     losses, norms = [], []
     for step in range(steps):
-        total = 0.0
-        for index in range(accumulation):
+        parts = accumulation if isinstance(accumulation, int) else accumulation[step]
+        total, micro = 0.0, config.train.global_batch // parts
+        for index in range(parts):
             tensors = {
                 k: t.to(dtype) if t.is_floating_point() else t for k, t in make_batch(step, index, micro).items()
             }
             loss = global_loss(model(**tensors))
-            (loss / accumulation).backward()
-            total += float(loss.detach()) / accumulation
+            (loss / parts).backward()
+            total += float(loss.detach()) / parts
         for parameter, master in zip(model.parameters(), masters.parameters(), strict=True):
             assert parameter.grad is not None
             master.grad, parameter.grad = parameter.grad.float(), None

@@ -45,6 +45,7 @@ from intern_trainer.run_folder import RunFolder
 from intern_trainer.signals import StopSignals, outlive_readers
 from intern_trainer.state import State
 from intern_trainer.tasks import Task, build_task
+from intern_trainer.tasks.sizes import check_picture_sizes
 from intern_trainer.text import tokenizer_digest
 from intern_trainer.threads import set_threads
 
@@ -106,6 +107,7 @@ def check_before_start(config: Config, ranks: Ranks) -> None:
     errors = [*check_world(config, ranks.world_size), *ds.agree(config.ds, config, ranks.world_size)]
     try:
         build_task(config, ranks)
+        check_picture_sizes(config)
     except ConfigError as error:
         errors.append(error)
     if errors:
