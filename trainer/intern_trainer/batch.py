@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -17,15 +18,17 @@ class Batch:
             context_length].
         ids: one id a sample, `source/shard-stem/key`, in the order of the tensors' rows.
         extras: things that are not tensors (captions, categories), lists of length b.
+        seconds: what the making of it took, by stage, all loader processes together.
     """
 
     tensors: dict[str, Tensor]
     ids: list[str]
     extras: dict[str, list] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def to(self, device: torch.device) -> Batch:
         moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors.items()}
-        return Batch(moved, self.ids, self.extras)
+        return Batch(moved, self.ids, self.extras, self.seconds)

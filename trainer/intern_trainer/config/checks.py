@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
@@ -165,11 +166,16 @@ def _check_model(config: Config) -> Iterator[ConfigError]:
             "each attention head has width / heads channels",
             f"model.text.heads={_largest_divisor(text.width, text.heads)}",
         )
-    for key, (low, high) in (("crop_scale", augment.crop_scale), ("crop_ratio", augment.crop_ratio)):
+    for key in ("crop_scale", "crop_ratio", "blur_sigma"):
+        low, high = getattr(augment, key)
         if not 0 < low <= high:
             yield ConfigError(
                 f"data.augment.{key} is [{low}, {high}]", "0 < low <= high", f"data.augment.{key}=[0.5, 1.0]"
             )
+    if config.data.decoder == "simplejpeg" and find_spec("simplejpeg") is None:
+        yield ConfigError(
+            "data.decoder is simplejpeg", "it must be installed", "pip install simplejpeg, or data.decoder=auto"
+        )
     if any(s <= 0 for s in config.data.std):
         yield ConfigError(f"data.std is {list(config.data.std)}", "pictures are divided by it", "give positive numbers")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -105,7 +105,7 @@ Sources = Annotated[list[Source], BeforeValidator(_as_sources), Field(min_length
 
 
 class Augment(Section):
-    """Training pictures: random resized crop, horizontal flip."""
+    """Training pictures: random crop, flip, colours and blur, with draws of its own for each view (see `policy`)."""
 
     crop_scale: tuple[Fraction, Fraction] = (0.9, 1.0)
     crop_ratio: tuple[float, float] = (0.75, 1.3333)
@@ -132,12 +132,44 @@ class Data(Section):
     """The run stops when more than this share of the samples read so far was unusable (at least one is always let
     pass)."""
     max_pixels: PositiveInt = 40_000_000
+    policy: Literal["crop", "moco"] = "crop"
+    """Sets the other keys where they are not given: `crop` as below; `moco` as MoCo v2 and DeCLIP: crops of 0.2 to 1 of
+    the area, flip 0.5, jitter 0.4, 0.4, 0.4, 0.1 with probability 0.8, grey 0.2, blur 0.5."""
     """Pictures with this many pixels or more are bad samples."""
     max_caption_chars: PositiveInt = 5000
     """Captions longer than this are bad samples."""
     caption_keys: Annotated[list[str], BeforeValidator(_as_list)] = [
         "txt", "json.caption", "json.captions", "json.title",
     ]  # fmt: skip
+    jitter: tuple[Fraction, Fraction, Fraction, Annotated[float, Field(ge=0, le=0.5)]] = (0.0, 0.0, 0.0, 0.0)
+    """Largest change of brightness, contrast, saturation (as factors, around 1) and hue (of the colour circle), in
+    random order."""
+    jitter_probability: Fraction = 0.0
+    grey: Fraction = 0.0
+    """Probability of a picture without colours."""
+    blur: Fraction = 0.0
+    """Probability of a Gaussian blur."""
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    """Range of the blur's standard deviation in pixels of the model's picture."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, given: Any) -> Any:
+        """What is not given comes from the policy."""
+        if isinstance(given, dict) and given.get("policy") == "moco":
+            return {**MOCO, **given}
+        return given
+
+
+MOCO = {
+    "crop_scale": (0.2, 1.0),
+    "flip": 0.5,
+    "jitter": (0.4, 0.4, 0.4, 0.1),
+    "jitter_probability": 0.8,
+    "grey": 0.2,
+    "blur": 0.5,
+}
+"""MoCo v2 (arXiv 2003.04297), as DeCLIP's code has it."""
     """Where captions are, first match wins: a member's extension, or a key inside the sample's `json`: a text, a list
     of texts, or a mapping of languages to either. `{language}` in a key stands for each of `languages`. A `txt` may
     hold translations in further lines, as `de.utf8=...`; its first line is English (`en`)."""
@@ -187,6 +219,9 @@ class Phase(Section):
     """A first part of the run, with pictures or batches of another size (progressive resolution)."""
 
     until: Annotated[float, Field(gt=0, le=1)]
+    decoder: Literal["auto", "pillow", "simplejpeg"] = "auto"
+    """What decodes the JPEGs of training. Both give the same pixels; auto: simplejpeg, the faster one, where it is
+    installed (`pip install simplejpeg`)."""
     """Share of the run's samples (`train.steps x train.global_batch`) after which it ends."""
     image_size: PositiveInt | None = None
     """Side of the training picture; None: `model.image_size`."""

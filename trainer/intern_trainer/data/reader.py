@@ -14,8 +14,10 @@ from intern_trainer.config.schema import Data
 from intern_trainer.data import captions, decode, index
 from intern_trainer.data.captions import CaptionRules
 from intern_trainer.data.decode import BadSample
+from intern_trainer.data.decoders import choose, open_picture
 from intern_trainer.data.order import Place, mix, permutation
 from intern_trainer.data.sources import Catalogue
+from intern_trainer.data.stages import Stages
 from intern_trainer.data.storage import Storage
 from intern_trainer.data.transforms import CentreCrop, TrainViews
 
@@ -59,7 +61,8 @@ class Reader:
         open_indexes: int = 64,
     ) -> None:
         self.catalogues, self.crop, self.index_dir = catalogues, crop, index_dir
-        self._rules, self._max_pixels = CaptionRules.of(data), data.max_pixels
+        self._rules, self._max_pixels, self._decoder = CaptionRules.of(data), data.max_pixels, choose(data.decoder)
+        self.stages = Stages()
         self._wanted = {*decode.PICTURES, *self._rules.members}
         self._other_captions, self._open = other_captions, open_indexes
         self._indexes: OrderedDict[tuple[int, int], index.ShardIndex] = OrderedDict()
@@ -76,20 +79,27 @@ class Reader:
         Raises:
             BadSample: it cannot be used. DataError: the shard cannot be read.
         """
-        members = self._members(place)
+        with self.stages.of("read"):
+            members = self._members(place)
         content = decode.picture_bytes(members)
         record = captions.record(members)
         caption = self._caption(members, record, seed)
         if self._other_captions is not None:
             other = self._members(self._other_captions.of(place))
             caption = self._caption(other, captions.record(other), seed)
-        picture = decode.picture(content, self._max_pixels, self.crop.least())
-        boxes = self.crop.boxes(picture.size, seed) if isinstance(self.crop, TrainViews) else None
-        return Sample(self.id(place), self.crop(picture, seed), caption, record, boxes)
+        pixels, boxes = self._views(content, seed)
+        return Sample(self.id(place), pixels, caption, record, boxes)
 
     def close(self) -> None:
         self._storage.close()
         self._indexes.clear()
+
+    def _views(self, content: bytes, seed: int) -> tuple[tuple[np.ndarray, ...], np.ndarray | None]:
+        if isinstance(self.crop, CentreCrop):
+            return self.crop(decode.picture(content, self._max_pixels)), None
+        with self.stages.of("decode"):
+            picture = open_picture(content, self._max_pixels, self._decoder)
+        return self.crop(picture, seed, self.stages), self.crop.boxes(picture.size, seed)
 
     def _caption(self, members: dict[str, bytes], record: dict[str, Any], seed: int) -> str:
         drawn = mix(seed, 3) if isinstance(self.crop, TrainViews) else None

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from intern_trainer.batch import Batch
 from intern_trainer.config.checks import batch_plan
@@ -24,6 +25,7 @@ from intern_trainer.data.catalogue import Catalogue
 from intern_trainer.data.order import Order, rank_offsets
 from intern_trainer.data.reader import Bad, OtherCaptions, Reader, Sample, read_or_bad
 from intern_trainer.data.sources import catalogues
+from intern_trainer.data.stages import Stages
 from intern_trainer.data.views import Views
 from intern_trainer.data.workers import Feed
 from intern_trainer.errors import DataError
@@ -39,7 +41,7 @@ SUBSTITUTES = 32
 @dataclass
 class _Part:
     """What one worker made of its rows of a micro-batch, by name: images uint8 [b, h, w, 3], texts and boxes
-    [b, ...].
+    [b, ...]; and the seconds that it took, by stage.
     """
 
     images: dict[str, Tensor]
@@ -47,6 +49,7 @@ class _Part:
     ids: list[str]
     captions: list[str]
     bad: list[Bad]
+    seconds: Counter[str]
 
     def pin_memory(self) -> _Part:
         self.images = {name: tensor.pin_memory() for name, tensor in self.images.items()}
@@ -149,25 +152,29 @@ class TrainData:
             for one, position in zip(found, positions, strict=True)
         ]
         captions = [sample.caption for sample in samples]
-        pixels = zip(*(sample.pixels for sample in samples), strict=True)
-        names = self._views.image_names()
-        images = {name: torch.from_numpy(np.stack(each)) for name, each in zip(names, pixels, strict=True)}
-        texts = self._views.texts(captions, seeds) if self._views.texts else {}
-        rows = {"boxes": torch.from_numpy(np.stack([sample.boxes for sample in samples]))} if self._views.boxes else {}
-        return _Part(images, texts | rows, [sample.id for sample in samples], captions, bad)
+        with reader.stages.of("collate"):
+            pixels = zip(*(sample.pixels for sample in samples), strict=True)
+            # straight into the memory that it reaches the training process by
+            images = dict(zip(self._views.image_names(), map(default_collate, pixels), strict=True))
+            rows = self._views.texts(captions, seeds) if self._views.texts else {}
+            if self._views.boxes:
+                rows["boxes"] = default_collate([sample.boxes for sample in samples])
+        return _Part(images, rows, [sample.id for sample in samples], captions, bad, reader.stages.take())
 
     def _batch(self, parts: list[_Part]) -> Batch:
         ids = [id for part in parts for id in part.ids]
         self._judge(len(ids), [bad for part in parts for bad in part.bad])
-        device, data = self._ranks.device, self._config.data
-        tensors = {
-            name: transforms.normalise([part.images[name] for part in parts], data.mean, data.std, device)
-            for name in parts[0].images
-        }
-        for name in parts[0].texts:
-            tensors[name] = torch.cat([part.texts[name].to(device, non_blocking=True) for part in parts])
+        device, data, stages = self._ranks.device, self._config.data, Stages()
+        with stages.of("finish"):
+            tensors = {
+                name: transforms.normalise([part.images[name] for part in parts], data.mean, data.std, device)
+                for name in parts[0].images
+            }
+            for name in parts[0].texts:
+                tensors[name] = torch.cat([part.texts[name].to(device, non_blocking=True) for part in parts])
         captions = [caption for part in parts for caption in part.captions]
-        return Batch(tensors, ids, {"caption": captions})
+        seconds = sum((part.seconds for part in parts), stages.take())
+        return Batch(tensors, ids, {"caption": captions}, seconds)
 
     def _judge(self, read: int, bad: list[Bad]) -> None:
         """Count and name; stop past the limit. A single bad sample is let pass, however often it comes round."""

@@ -9,63 +9,98 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate as resize
 
 from intern_trainer.config.schema import Augment, Config
+from intern_trainer.data import colours
+from intern_trainer.data.colours import Colours
+from intern_trainer.data.decoders import SHRINKS, Picture
 from intern_trainer.data.order import mix
+from intern_trainer.data.stages import Stages
 
 Box = tuple[float, float, float, float]
 TRIES = 20
 """Draws of a view that must overlap with the first one, before it takes the same place."""
 
 
+class Draw(NamedTuple):
+    """What was drawn for one view. box: where it lies in the whole picture, in pixels."""
+
+    box: Box
+    mirrored: bool
+    colours: Colours
+
+
 class TrainViews:
-    """Random resized crop and flip, `views` times with draws of their own that depend on the sample's seed alone."""
+    """Random resized crop, flip and colours, `views` times with draws of their own that depend on the sample's seed
+    alone.
+
+    Drawn before the picture is decoded: a JPEG is decoded no larger than the crops need.
+    """
 
     def __init__(self, size: int, augment: Augment, views: int = 1, overlap: float = 0.0) -> None:
         self.size, self.augment, self.views, self.overlap = size, augment, views, overlap
 
-    def __call__(self, picture: Image.Image, seed: int) -> tuple[np.ndarray, ...]:
-        """uint8 [size, size, 3], one a view."""
-        return tuple(self.view(picture, box, mirrored) for box, mirrored in self.windows(picture.size, seed))
+    def __call__(self, picture: Picture, seed: int, stages: Stages | None = None) -> tuple[np.ndarray, ...]:
+        """uint8 [size, size, 3], one a view.
 
-    def view(self, picture: Image.Image, box: Box, mirrored: bool) -> np.ndarray:
-        picture = picture.resize((self.size, self.size), Image.Resampling.BICUBIC, box, reducing_gap=2.0)
-        if mirrored:
-            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return np.asarray(picture)
+        Raises:
+            BadSample: the picture cannot be decoded.
+        """
+        stages, drawn = stages or Stages(), self.draws(picture.size, seed)
+        with stages.of("decode"):
+            pixels = picture.pixels(self.shrink(drawn))
+        with stages.of("transform"):
+            scale = pixels.shape[1] / picture.size[0], pixels.shape[0] / picture.size[1]
+            return tuple(self.view(pixels, scale, each) for each in drawn)
 
-    def windows(self, size: tuple[int, int], seed: int) -> list[tuple[Box, bool]]:
-        """Where in a picture of this size each view lies, in pixels, and whether it is mirrored."""
-        found: list[tuple[Box, bool]] = []
+    def view(self, pixels: np.ndarray, scale: tuple[float, float], draw: Draw) -> np.ndarray:
+        """Crop (to whole pixels), resize, flip, colours, as torchvision's functions make them.
+
+        Args:
+            pixels: uint8 [h, w, 3]. scale: its width and height over those of the whole picture.
+        """
+        left, right = whole(draw.box[0] * scale[0], draw.box[2] * scale[0], pixels.shape[1])
+        top, bottom = whole(draw.box[1] * scale[1], draw.box[3] * scale[1], pixels.shape[0])
+        crop_hwc = torch.from_numpy(np.ascontiguousarray(pixels[top:bottom, left:right]))
+        # contiguous channels-last, so that torch takes its fast 8-bit path
+        view = resize(crop_hwc.permute(2, 0, 1)[None], (self.size, self.size), mode="bicubic", antialias=True)
+        view_hwc = view[0].permute(1, 2, 0).numpy()
+        return colours.apply(np.ascontiguousarray(view_hwc[:, ::-1]) if draw.mirrored else view_hwc, draw.colours)
+
+    def draws(self, size: tuple[int, int], seed: int) -> list[Draw]:
+        """What is made of a picture of this size."""
+        found: list[Draw] = []
         for number in range(1, self.views + 1):
             rng = random.Random(mix(seed, number))
             box = crop_box(size, self.augment.crop_scale, self.augment.crop_ratio, rng)
             for _ in range(TRIES):
-                if not found or shared(found[0][0], box) >= self.overlap:
+                if not found or shared(found[0].box, box) >= self.overlap:
                     break
                 box = crop_box(size, self.augment.crop_scale, self.augment.crop_ratio, rng)
             else:
-                box = found[0][0]
-            found.append((box, rng.random() < self.augment.flip))
+                box = found[0].box
+            found.append(Draw(box, rng.random() < self.augment.flip, colours.draw(self.augment, rng)))
         return found
 
     def boxes(self, size: tuple[int, int], seed: int) -> np.ndarray:
-        """float32 [views, 4]: `windows` as `Views.boxes` describes them."""
+        """float32 [views, 4]: where the views lie, as `Views.boxes` describes it."""
         width, height = size
         edges = [
-            (r, t, left, b) if mirrored else (left, t, r, b) for (left, t, r, b), mirrored in self.windows(size, seed)
+            (r, t, left, b) if mirrored else (left, t, r, b) for (left, t, r, b), mirrored, _ in self.draws(size, seed)
         ]
         return np.array(edges, np.float32) / np.array([width, height, width, height], np.float32)
 
-    def least(self) -> tuple[int, int]:
-        """A JPEG may be decoded down to this: the smallest crop then still has `size` pixels a side, about."""
-        side = math.ceil(self.size / math.sqrt(max(self.augment.crop_scale[0], 0.01)))
-        return side, side
+    def shrink(self, drawn: list[Draw]) -> int:
+        """How many times smaller a JPEG may be decoded: each crop keeps at least as many pixels as its view has."""
+        area = min((right - left) * (bottom - top) for (left, top, right, bottom), _, _ in drawn)
+        return next(shrink for shrink in SHRINKS if shrink == 1 or area >= (shrink * self.size) ** 2)
 
 
 class CentreCrop:
@@ -77,18 +112,14 @@ class CentreCrop:
     def __init__(self, size: int) -> None:
         self.size = size
 
-    def __call__(self, picture: Image.Image, seed: int = 0) -> tuple[np.ndarray]:
-        """uint8 [size, size, 3]; nothing is drawn."""
+    def __call__(self, picture: Image.Image) -> tuple[np.ndarray]:
+        """uint8 [size, size, 3]."""
         width, height = picture.size
         short = min(width, height)
         width, height = self.size * width // short, self.size * height // short
         left, top = (width - self.size) // 2, (height - self.size) // 2
         resized = picture.resize((width, height), Image.Resampling.BICUBIC)
         return (np.asarray(resized.crop((left, top, left + self.size, top + self.size))),)
-
-    def least(self) -> None:
-        """Evaluation decodes in full."""
-        return None
 
 
 def crop_box(size: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float], rng: random.Random) -> Box:
@@ -105,6 +136,12 @@ def crop_box(size: tuple[int, int], scale: tuple[float, float], ratio: tuple[flo
     aspect = min(max(width / height, ratio[0]), ratio[1])
     w, h = min(width, height * aspect), min(height, width / aspect)
     return (width - w) / 2, (height - h) / 2, (width + w) / 2, (height + h) / 2
+
+
+def whole(low: float, high: float, length: int) -> tuple[int, int]:
+    """The interval in whole pixels of a side of this length: at least one."""
+    first = min(round(low), length - 1)
+    return first, max(first + 1, min(round(high), length))
 
 
 def shared(a: Box, b: Box) -> float:

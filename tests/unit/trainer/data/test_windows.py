@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import torch
 from intern_trainer.config.schema import Augment
+from intern_trainer.data.decoders import open_picture
 from intern_trainer.data.transforms import TrainViews, shared
 from intern_trainer.data.views import Views
 from PIL import Image
@@ -17,11 +19,13 @@ from tests.unit.trainer.data.test_train import ALONE, TrainData, catalogues, rea
 AUGMENT = Augment(crop_scale=(0.2, 0.7), crop_ratio=(0.6, 1.6), flip=0.5)
 
 
-def ruler(width: int, height: int) -> Image.Image:
-    """Red is the place from left to right, green that from top to bottom: 0 to 255 over the picture."""
+def ruler(width: int, height: int) -> bytes:
+    """A PNG. Red is the place from left to right, green that from top to bottom: 0 to 255 over the picture."""
     x = np.broadcast_to((np.arange(width) + 0.5) / width, (height, width))
     y = np.broadcast_to(((np.arange(height) + 0.5) / height)[:, None], (height, width))
-    return Image.fromarray((np.stack([x, y, 0 * x], axis=2) * 255).round().astype(np.uint8))
+    buffer = io.BytesIO()
+    Image.fromarray((np.stack([x, y, 0 * x], axis=2) * 255).round().astype(np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def test_boxes_say_where_each_pixel_of_a_view_comes_from() -> None:
@@ -30,7 +34,7 @@ def test_boxes_say_where_each_pixel_of_a_view_comes_from() -> None:
     mirrored = 0
     for seed in range(30):
         for pixels, (left, top, right, bottom) in zip(
-            views(picture, seed), views.boxes(picture.size, seed), strict=True
+            views(open_picture(picture, 10**6), seed), views.boxes((200, 120), seed), strict=True
         ):
             mirrored += left > right
             at = (np.arange(side) + 0.5) / side
@@ -45,9 +49,9 @@ def test_further_views_overlap_with_the_first_as_much_as_asked() -> None:
     least = dict.fromkeys((loose, tight), 1.0)
     for seed in range(60):
         for views in least:
-            [(first, _), *others] = views.windows((200, 120), seed)
-            least[views] = min(least[views], *(shared(first, box) for box, _ in others))
-        assert loose.windows((200, 120), seed)[0] == tight.windows((200, 120), seed)[0]
+            first, *others = (draw.box for draw in views.draws((200, 120), seed))
+            least[views] = min(least[views], *(shared(first, box) for box in others))
+        assert loose.draws((200, 120), seed)[0] == tight.draws((200, 120), seed)[0]
     assert least[loose] < 0.3
     assert least[tight] >= 0.6
 
