@@ -20,8 +20,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from intern_trainer.heap import give_back
+
 LARGE = 1 << 16
 """Elements from which on a tensor is deferred."""
+_GIVE_BACK = 1 << 25
+"""Elements drawn (128 MiB) after which the heap returns what it keeps of scratch tensors."""
 _OVERWRITES = ("normal_", "uniform_", "zero_", "fill_", "copy_")
 
 
@@ -72,7 +76,7 @@ class Deferred(TorchDispatchMode):
 
     def __init__(self, large: int = LARGE) -> None:
         super().__init__()
-        self._large = large
+        self._large, self._drawn = large, 0
         self._tapes: dict[int, _Tape] = {}
         self._trunc_normal = nn.init._no_grad_trunc_normal_
 
@@ -91,6 +95,7 @@ class Deferred(TorchDispatchMode):
         if tape is None:
             return tensor.detach()
         flat = torch.empty(tape.length, dtype=tape.dtype)
+        self._account(tape.length)
         before = torch.get_rng_state()
         for done in tape.operations:
             if done.generator_state is not None:
@@ -141,10 +146,17 @@ class Deferred(TorchDispatchMode):
         state = torch.get_rng_state() if random else None
         if random:  # numbers are drawn by the strides, so the scratch tensor has the same
             call(torch.empty_strided(part.size, part.stride, dtype=tape.dtype), *args, **kwargs)
+            self._account(target.numel())
         if overwrites and target.numel() == tape.length:
             tape.operations.clear()  # nothing of what was there before remains
         kept = tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, args)
         tape.operations.append(_Operation(call, part, kept, kwargs, state))
+
+    def _account(self, drawn: int) -> None:
+        self._drawn += drawn
+        if self._drawn >= _GIVE_BACK:
+            self._drawn = 0
+            give_back()
 
     def _refuse_reading(self, func: Any, args: Any, kwargs: Any) -> None:
         def look(value: Any) -> Any:
