@@ -107,40 +107,15 @@ Sources = Annotated[list[Source], BeforeValidator(_as_sources), Field(min_length
 class Augment(Section):
     """Training pictures: random crop, flip, colours and blur, with draws of its own for each view (see `policy`)."""
 
+    policy: Literal["crop", "moco"] = "crop"
+    """Sets the other keys where they are not given: `crop` as below; `moco` as MoCo v2 and DeCLIP: crops of 0.2 to 1 of
+    the area, flip 0.5, jitter 0.4, 0.4, 0.4, 0.1 with probability 0.8, grey 0.2, blur 0.5."""
     crop_scale: tuple[Fraction, Fraction] = (0.9, 1.0)
     crop_ratio: tuple[float, float] = (0.75, 1.3333)
     flip: Fraction = 0.0
     """Probability of a horizontal flip (0 where captions say left or right)."""
     drop_tokens: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of a caption's tokens that is left out at random, start and end aside."""
-
-
-class Data(Section):
-    train: Sources = [Source(location=["embedded:train"])]
-    lanes: PositiveInt = 64
-    """Fixed number of virtual readers that the order of samples is made of; a divisor of the global batch. Best a
-    multiple of the world size: ranks then share no lane."""
-    shuffle_window: PositiveInt = 2048
-    """Samples of one lane that are shuffled among themselves."""
-    workers: Annotated[int, Field(ge=0)] = 2
-    """Loader processes a rank; 0 reads in the training process."""
-    prefetch: PositiveInt = 2
-    """Micro-batches that each worker prepares ahead."""
-    index_dir: Path | None = None
-    """Where indexes of shards go that lie in places one cannot write to."""
-    max_bad_fraction: Fraction = 0.001
-    """The run stops when more than this share of the samples read so far was unusable (at least one is always let
-    pass)."""
-    max_pixels: PositiveInt = 40_000_000
-    policy: Literal["crop", "moco"] = "crop"
-    """Sets the other keys where they are not given: `crop` as below; `moco` as MoCo v2 and DeCLIP: crops of 0.2 to 1 of
-    the area, flip 0.5, jitter 0.4, 0.4, 0.4, 0.1 with probability 0.8, grey 0.2, blur 0.5."""
-    """Pictures with this many pixels or more are bad samples."""
-    max_caption_chars: PositiveInt = 5000
-    """Captions longer than this are bad samples."""
-    caption_keys: Annotated[list[str], BeforeValidator(_as_list)] = [
-        "txt", "json.caption", "json.captions", "json.title",
-    ]  # fmt: skip
     jitter: tuple[Fraction, Fraction, Fraction, Annotated[float, Field(ge=0, le=0.5)]] = (0.0, 0.0, 0.0, 0.0)
     """Largest change of brightness, contrast, saturation (as factors, around 1) and hue (of the colour circle), in
     random order."""
@@ -170,6 +145,31 @@ MOCO = {
     "blur": 0.5,
 }
 """MoCo v2 (arXiv 2003.04297), as DeCLIP's code has it."""
+
+
+class Data(Section):
+    train: Sources = [Source(location=["embedded:train"])]
+    lanes: PositiveInt = 64
+    """Fixed number of virtual readers that the order of samples is made of; a divisor of the global batch. Best a
+    multiple of the world size: ranks then share no lane."""
+    shuffle_window: PositiveInt = 2048
+    """Samples of one lane that are shuffled among themselves."""
+    workers: Annotated[int, Field(ge=0)] = 2
+    """Loader processes a rank; 0 reads in the training process."""
+    prefetch: PositiveInt = 2
+    """Micro-batches that each worker prepares ahead."""
+    index_dir: Path | None = None
+    """Where indexes of shards go that lie in places one cannot write to."""
+    max_bad_fraction: Fraction = 0.001
+    """The run stops when more than this share of the samples read so far was unusable (at least one is always let
+    pass)."""
+    max_pixels: PositiveInt = 40_000_000
+    """Pictures with this many pixels or more are bad samples."""
+    max_caption_chars: PositiveInt = 5000
+    """Captions longer than this are bad samples."""
+    caption_keys: Annotated[list[str], BeforeValidator(_as_list)] = [
+        "txt", "json.caption", "json.captions", "json.title",
+    ]  # fmt: skip
     """Where captions are, first match wins: a member's extension, or a key inside the sample's `json`: a text, a list
     of texts, or a mapping of languages to either. `{language}` in a key stands for each of `languages`. A `txt` may
     hold translations in further lines, as `de.utf8=...`; its first line is English (`en`)."""
@@ -185,6 +185,9 @@ MOCO = {
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     """Per-channel mean and standard deviation that pictures are normalised with (defaults: CLIP's)."""
     augment: Augment = Augment()
+    decoder: Literal["auto", "pillow", "simplejpeg"] = "auto"
+    """What decodes the JPEGs of training. Both give the same pixels; auto: simplejpeg, the faster one, where it is
+    installed (`pip install simplejpeg`)."""
     shuffle_captions: bool = False
     """Control experiment: each picture gets another sample's caption, by a fixed permutation. Evaluation is
     untouched."""
@@ -219,9 +222,6 @@ class Phase(Section):
     """A first part of the run, with pictures or batches of another size (progressive resolution)."""
 
     until: Annotated[float, Field(gt=0, le=1)]
-    decoder: Literal["auto", "pillow", "simplejpeg"] = "auto"
-    """What decodes the JPEGs of training. Both give the same pixels; auto: simplejpeg, the faster one, where it is
-    installed (`pip install simplejpeg`)."""
     """Share of the run's samples (`train.steps x train.global_batch`) after which it ends."""
     image_size: PositiveInt | None = None
     """Side of the training picture; None: `model.image_size`."""
