@@ -43,21 +43,22 @@ class DeclipOutput(NamedTuple):
     word_logits_nv: Tensor
 
 
-class MaskableEmbedding(nn.Embedding):
+class MaskableEmbedding(nn.Module):
     """A table of v words, and one more vector for the id v, <|mask|>.
 
-    The vector lies beside the table, not in it: so the table has the shape and the name that it has without.
+    The vector lies beside the table, not in it: so the table keeps the shape and the name that it has without.
     """
 
     def __init__(self, table: nn.Embedding) -> None:
-        super().__init__(table.num_embeddings, table.embedding_dim, _weight=table.weight.detach())
+        super().__init__()
+        self.weight = table.weight
         self.mask = nn.Parameter(torch.empty(table.embedding_dim))
         nn.init.normal_(self.mask, std=0.02)
 
     def forward(self, ids_bl: Tensor) -> Tensor:
-        masked_bl = ids_bl == self.num_embeddings
-        x_blw = super().forward(ids_bl.masked_fill(masked_bl, 0))
-        return torch.where(masked_bl[..., None], self.mask.to(x_blw.dtype), x_blw)
+        masked_bl = ids_bl == len(self.weight)
+        x_blw = F.embedding(ids_bl.masked_fill(masked_bl, 0), self.weight)
+        return torch.where(masked_bl[..., None], self.mask, x_blw)
 
 
 class FeatureNorm(BatchNorm):
@@ -100,7 +101,7 @@ class DeclipTowers(TwoTower):
     Called with `image` and `text` alone it is that `TwoTower`.
 
     Args:
-        image, text, embed_dim, max_logit_scale, min_logit_scale: see `TwoTower`.
+        image, text, embed_dim, scores: see `TwoTower`.
         projector, predictor, queue: see `DeclipHeads`.
     """
 
@@ -113,9 +114,9 @@ class DeclipTowers(TwoTower):
         projector: int = 1024,
         predictor: int = 512,
         queue: int = 65536,
-        **bounds: float,
+        **scores: float,
     ) -> None:
-        super().__init__(image, text, embed_dim, **bounds)
+        super().__init__(image, text, embed_dim, **scores)
         text.token_embedding = MaskableEmbedding(text.token_embedding)
         text.output_tokens = True
         self.heads = DeclipHeads(embed_dim, text.width, text.vocab_size, projector, predictor, queue)
@@ -141,11 +142,15 @@ class DeclipTowers(TwoTower):
             return super().forward(image, text)
         image_2be = self.image(torch.cat([image, image2]))
         text_2be, tokens_2blw = self.text(torch.cat([text, text2]))
+        image_be, image2_be = F.normalize(image_2be, dim=-1).chunk(2)
+        text_be, text2_be = F.normalize(text_2be, dim=-1).chunk(2)
         projected_2bd = self.heads.projector(image_2be)
         tokens_nw = tokens_2blw[: len(text)][text_labels != NOTHING]
         return DeclipOutput(
-            *F.normalize(image_2be, dim=-1).chunk(2),
-            *F.normalize(text_2be, dim=-1).chunk(2),
+            image_be,
+            image2_be,
+            text_be,
+            text2_be,
             self.bounded_logit_scale(),
             projected_2bd,
             self.heads.predictor(projected_2bd),

@@ -25,13 +25,13 @@ class DeclipTexts:
 
     Attributes:
         tokenize: captions to ids [b, l]: start, words, end, filled up.
-        start, end: ids of the tokens at both ends. words: size of the vocabulary; the mask's id is the next one.
+        start, end: ids of the tokens at both ends; start may be None. words: size of the vocabulary; the mask's id.
         rate: share of the words that are to be guessed.
         wordnet: where synonyms come from; None: words are swapped and left out, not replaced.
     """
 
     tokenize: Callable[[list[str]], Tensor]
-    start: int
+    start: int | None
     end: int
     words: int
     rate: float = 0.15

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 
 import intern_zoo
 from intern_zoo.two_tower import TwoTower, create_two_tower
@@ -44,6 +45,11 @@ class ContrastiveTask:
         drop = TokenDrop(share, words.sot_token_id, words.eot_token_id) if share else None
         return Views(texts=PlainText(words, drop))
 
+    @property
+    def towers(self) -> Callable[..., TwoTower]:
+        """Makes the model of both towers, see `create_two_tower`."""
+        return TwoTower
+
     def build_model(self) -> TwoTower:
         model, loss = self.config.model, self.config.loss
         siglip = loss.kind == "siglip"
@@ -54,6 +60,7 @@ class ContrastiveTask:
                 image_size=model.image_size,
                 embed_dim=model.embed_dim,
                 text=text_options(model.text),
+                model=self.towers,
                 max_logit_scale=model.max_logit_scale,
                 min_logit_scale=model.min_logit_scale,
                 initial_logit_scale=loss.initial_scale or (10.0 if siglip else 1 / 0.07),

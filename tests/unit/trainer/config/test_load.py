@@ -89,6 +89,8 @@ WRONG = [
     (["model.text.heads=7"], "model.text.width 512 over model.text.heads 7", "model.text.heads=4"),
     (["data.lanes=48"], "data.lanes 48 does not divide train.global_batch 64", "data.lanes=32"),
     (["optim.schedule.warmup_steps=50"], "warmup_steps 50 is more than train.steps 10", "warmup_steps=1"),
+    (["loss.declip.queue=8"], "loss.declip is set, and loss.kind is clip", "loss.kind=declip"),
+    (["loss.kind=declip", "data.augment.drop_tokens=0.5"], "drop_tokens is 0.5, and loss.kind", "drop_tokens=0"),
     (["model.min_logit_scale=200"], "200 is more than model.max_logit_scale 100", "min_logit_scale=20"),
     (["optim.schedule.min_lr=1"], "min_lr 1.0 is more than optim.lr 0.001", "min_lr=1e-05"),
     (["log.profile={first: 5, last: 3}"], "steps 5 to 3 of 10", "log.profile={first: 5, last: 8}"),
@@ -132,8 +134,8 @@ def test_missing_and_broken_files(tmp_path: Path) -> None:
         load_config(None, [], tmp_path / "ds.json")
 
 
-def _sized(global_batch: int, micro: int | None = None, lanes: int = 1) -> Config:
-    train = {"global_batch": global_batch, "micro_batch": micro}
+def _sized(global_batch: int, micro: int | None = None, lanes: int = 1, cached: int | None = None) -> Config:
+    train = {"global_batch": global_batch, "micro_batch": micro, "cached_micro_batches": cached}
     return Config.model_validate({"train": train, "data": {"lanes": lanes}})
 
 
@@ -142,6 +144,7 @@ def test_batch_plan_divides() -> None:
     assert (plan.micro, plan.accumulation, plan.per_rank) == (8, 2, 16)
     assert batch_plan(_sized(64, None, 4), 2).accumulation == 1
     assert batch_plan(_sized(96, None, 32), 24).per_rank == 4  # ranks may share a lane
+    assert batch_plan(_sized(64, 4, 4, cached=2), 4).of_a_loss == 32
 
 
 def test_errors_reach_other_ranks_whole() -> None:
@@ -154,6 +157,14 @@ def test_errors_reach_other_ranks_whole() -> None:
     [
         (_sized(64, None, 3), 3, "train.global_batch 64 over 3 ranks leaves 1 samples", "train.global_batch=63"),
         (_sized(64, 12, 2), 2, "train.micro_batch 12 does not divide the 32 samples a rank", "train.micro_batch=8"),
+        (
+            _sized(64, 8, 2, cached=4),
+            4,
+            "train.cached_micro_batches 4 does not divide the 2 micro-batches a rank (train.global_batch 64 / 4 ranks "
+            "/ train.micro_batch 8)",
+            "train.micro_batch=4, or train.cached_micro_batches=2",
+        ),
+        (_sized(63, None, 3, cached=4), 3, "does not divide the 1 micro-batches a rank", "leave it out"),
     ],
 )
 def test_world_size_must_divide(config: Config, world: int, found: str, fix: str) -> None:
