@@ -16,6 +16,7 @@ from intern_trainer.config.schema import Config, Source
 from intern_trainer.data import decode, transforms
 from intern_trainer.data.decode import BadSample
 from intern_trainer.data.order import Place
+from intern_trainer.data.read_ahead import sequential
 from intern_trainer.data.reader import Bad, Reader, Sample, read_or_bad
 from intern_trainer.data.sources import catalogues
 from intern_trainer.data.workers import Feed
@@ -123,7 +124,7 @@ def pairs(sources: list[Source], config: Config, ranks: Ranks, language: str | N
 
     def open_reader() -> Callable[[int], Sample | Bad]:
         crop = transforms.CentreCrop(config.model.image_size)
-        reader = Reader(found, settings, config.data.index_dir, crop, open_indexes=4)
+        reader = Reader(found, settings, config.data.index_dir, crop, open_indexes=4, chunks=sequential(found))
 
         def read(number: int) -> Sample | Bad:
             at = int(np.searchsorted(ends, number, side="right"))

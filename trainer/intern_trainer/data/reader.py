@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +9,15 @@ from typing import Any
 import numpy as np
 
 from intern_trainer.config.schema import Data
-from intern_trainer.data import captions, decode, index
+from intern_trainer.data import captions, decode
+from intern_trainer.data.cache import Chunks
 from intern_trainer.data.captions import CaptionRules
+from intern_trainer.data.catalogue import Catalogue
 from intern_trainer.data.decode import BadSample
 from intern_trainer.data.decoders import choose, open_picture
+from intern_trainer.data.members import Members
 from intern_trainer.data.order import Place, mix, permutation
-from intern_trainer.data.sources import Catalogue
 from intern_trainer.data.stages import Stages
-from intern_trainer.data.storage import Storage
 from intern_trainer.data.transforms import CentreCrop, TrainViews
 
 
@@ -49,6 +48,7 @@ class Reader:
         captions: False where a set needs none (a labelled folder, say).
         other_captions: the control experiment; each sample gets the caption that the permutation gives it.
         open_indexes: shards whose indexes are kept in memory.
+        chunks: where remote shards are kept while they are read; None: nowhere, they are read sample by sample.
     """
 
     def __init__(
@@ -59,19 +59,18 @@ class Reader:
         crop: TrainViews | CentreCrop,
         other_captions: OtherCaptions | None = None,
         open_indexes: int = 64,
+        chunks: Chunks | None = None,
     ) -> None:
-        self.catalogues, self.crop, self.index_dir = catalogues, crop, index_dir
+        self.catalogues, self.crop = catalogues, crop
         self._rules, self._max_pixels, self._decoder = CaptionRules.of(data), data.max_pixels, choose(data.decoder)
         self.stages = Stages()
-        self._wanted = {*decode.PICTURES, *self._rules.members}
-        self._other_captions, self._open = other_captions, open_indexes
-        self._indexes: OrderedDict[tuple[int, int], index.ShardIndex] = OrderedDict()
-        self._storage = Storage()
-        self._lock = threading.Lock()
+        self._other_captions = other_captions
+        wanted = {*decode.PICTURES, *self._rules.members}
+        self._members = Members(catalogues, index_dir, wanted, open_indexes, chunks)
 
     def id(self, place: Place) -> str:
         catalogue = self.catalogues[place.source]
-        return f"{catalogue.name}/{catalogue.stem(place.shard)}/{self._index(place).key(place.index)}"
+        return f"{catalogue.name}/{catalogue.stem(place.shard)}/{self._members.key(place)}"
 
     def read(self, place: Place, seed: int = 0) -> Sample:
         """The sample with the crop and the caption that `seed` draws; evaluation draws nothing.
@@ -80,19 +79,22 @@ class Reader:
             BadSample: it cannot be used. DataError: the shard cannot be read.
         """
         with self.stages.of("read"):
-            members = self._members(place)
+            members = self._members.read(place)
         content = decode.picture_bytes(members)
         record = captions.record(members)
         caption = self._caption(members, record, seed)
         if self._other_captions is not None:
-            other = self._members(self._other_captions.of(place))
+            other = self._members.read(self._other_captions.of(place))
             caption = self._caption(other, captions.record(other), seed)
         pixels, boxes = self._views(content, seed)
         return Sample(self.id(place), pixels, caption, record, boxes)
 
+    def announce(self, places: list[Place]) -> None:
+        """These will be read soon: what is remote of them is fetched meanwhile."""
+        self._members.announce(places)
+
     def close(self) -> None:
-        self._storage.close()
-        self._indexes.clear()
+        self._members.close()
 
     def _views(self, content: bytes, seed: int) -> tuple[tuple[np.ndarray, ...], np.ndarray | None]:
         if isinstance(self.crop, CentreCrop):
@@ -104,28 +106,6 @@ class Reader:
     def _caption(self, members: dict[str, bytes], record: dict[str, Any], seed: int) -> str:
         drawn = mix(seed, 3) if isinstance(self.crop, TrainViews) else None
         return captions.caption(members, record, self._rules, drawn)
-
-    def _members(self, place: Place) -> dict[str, bytes]:
-        """The members that matter, by one read from the first to the last of them."""
-        members = {e: at for e, at in self._index(place).members(place.index).items() if e in self._wanted}
-        if not members:
-            return {}
-        start = min(offset for offset, _ in members.values())
-        end = max(offset + size for offset, size in members.values())
-        content = self._storage.read(self.catalogues[place.source].shards[place.shard], start, end - start)
-        return {e: content[offset - start : offset - start + size] for e, (offset, size) in members.items()}
-
-    def _index(self, place: Place) -> index.ShardIndex:
-        key = (place.source, place.shard)
-        with self._lock:
-            if key in self._indexes:
-                self._indexes.move_to_end(key)
-                return self._indexes[key]
-            shard = self.catalogues[place.source].shards[place.shard]
-            self._indexes[key] = found = index.find_or_build(self._storage, shard, self.index_dir)
-            if len(self._indexes) > self._open:
-                self._indexes.popitem(last=False)
-            return found
 
 
 class OtherCaptions:

@@ -5,9 +5,10 @@ With time limits and retries: a source that does not answer is an error, never a
 
 from __future__ import annotations
 
+import itertools
 import os
+import random
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +18,18 @@ from intern_trainer.errors import DataError
 
 T = TypeVar("T")
 CONNECT_SECONDS = 10
-READ_SECONDS = 60
-ATTEMPTS = 3
+READ_SECONDS = 15
+"""A server that sends nothing for so long has stalled: the request is given up and made again."""
+REQUEST_SECONDS = 120
+"""One request as a whole, which asks for a few MB: one that trickles is given up, too."""
+ATTEMPTS = 8
+"""Of a server that has answered before: a minute, against outages. One that never did is more likely a mistake."""
+FIRST_ATTEMPTS = 3
+WAITS = (0.25, 16.0)
+"""Seconds before the second attempt, doubled for each further one, and their limit; half of it by chance, so that ranks
+do not ask in step."""
+REFUSALS = (400, 401, 403, 405, 410)
+"""HTTP statuses that a server means: it is not asked again."""
 OPEN_FILES = 32
 
 
@@ -33,6 +44,8 @@ class Storage:
         self._files: OrderedDict[str, int] = OrderedDict()
         self._systems: dict[str, Any] = {}
         self._lock = threading.Lock()
+        self._answered, self._closing = False, threading.Event()
+        self._chance = random.Random()  # its own: the run's generators are part of its state
 
     def read(self, location: str, offset: int, size: int) -> bytes:
         """`size` bytes from `offset`; safe to call from several threads.
@@ -93,6 +106,8 @@ class Storage:
         return sorted(path if is_remote(path) else f"{protocol}://{path.lstrip('/')}" for path in found)
 
     def close(self) -> None:
+        """Reads that wait for a server end with an error."""
+        self._closing.set()
         with self._lock:
             while self._files:
                 os.close(self._files.popitem()[1])
@@ -122,9 +137,11 @@ class Storage:
         return descriptor
 
     def _retry(self, location: str, action: Callable[[Any], T]) -> T:
-        for attempt in range(ATTEMPTS):
+        for attempt in itertools.count(1):
             try:
-                return action(self._system(location))
+                result = action(self._system(location))
+                self._answered = True
+                return result
             except DataError:
                 raise
             except (ImportError, ValueError) as error:
@@ -132,17 +149,21 @@ class Storage:
                 raise DataError(f"{location}: {error}", rule, "correct the address, or install the package") from error
             except Exception as error:  # each file system has errors of its own
                 cause = _cause(error)
-                if isinstance(cause, FileNotFoundError) or getattr(cause, "status", None) == 404:
+                if isinstance(cause, FileNotFoundError) or _status(cause) == 404:
                     raise _missing(location, cause) from error
-                if attempt == ATTEMPTS - 1:
+                last = attempt >= (ATTEMPTS if self._answered else FIRST_ATTEMPTS) or _status(cause) in REFUSALS
+                if last or self._closing.wait(self._pause(attempt)):
                     reason = str(cause) or type(cause).__name__
                     raise DataError(
-                        f"{location} cannot be reached: {reason} (asked {ATTEMPTS} times)",
+                        f"{location} cannot be reached: {reason} (asked {attempt} times)",
                         "every source must answer",
                         "check the address, the network and the credentials, or leave this source out of data.train",
                     ) from error
-                time.sleep(0.2 * 4**attempt)
         raise AssertionError("the last attempt returns or raises")
+
+    def _pause(self, attempt: int) -> float:
+        first, limit = WAITS
+        return min(first * 2 ** (attempt - 1), limit) * (0.5 + self._chance.random() / 2)
 
     def _system(self, location: str) -> Any:
         import fsspec  # only where an address is used
@@ -153,6 +174,7 @@ class Storage:
                 # cached instances may have lived in the parent process, and are not fork-safe
                 options = {"skip_instance_cache": True, **_limits(protocol)}
                 self._systems[protocol] = fsspec.filesystem(protocol, **options)
+                self._systems[protocol].retries = 1  # s3fs would try 5 times for each of ours
             return self._systems[protocol]
 
 
@@ -172,14 +194,22 @@ def _limits(protocol: str) -> dict[str, Any]:
     if protocol in ("http", "https"):
         import aiohttp
 
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
+        timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
         return {"client_kwargs": {"timeout": timeout}}
     if protocol in ("s3", "s3a"):
-        config = {"connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS, "retries": {"max_attempts": 2}}
+        config = {"connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS, "retries": {"max_attempts": 1}}
         return {"config_kwargs": config}
     if protocol in ("gs", "gcs"):
         return {"timeout": READ_SECONDS}
     return {}
+
+
+def _status(cause: BaseException) -> int | None:
+    """The HTTP status of an answer, in the words of aiohttp or botocore."""
+    response = getattr(cause, "response", None)
+    if isinstance(response, dict):
+        return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return getattr(cause, "status", None)
 
 
 def _cause(error: BaseException) -> BaseException:

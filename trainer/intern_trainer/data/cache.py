@@ -1,0 +1,156 @@
+"""Where chunks of remote shards are kept: in the memory of one process, or in a folder for all processes of a node.
+
+name      of a chunk: never given to other bytes
+fetch     gives the chunk's bytes; called once for all who ask at the same time
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from intern_trainer.data.kept import Kept
+from intern_trainer.errors import DataError
+
+Fetch = Callable[[], bytes]
+ABANDONED = 3600
+"""Seconds after which the part of a chunk is nobody's any more."""
+
+
+class Chunks(Protocol):
+    def read(self, name: str, offset: int, size: int, fetch: Fetch) -> bytes:
+        """A piece of the chunk, which is fetched if it is not there."""
+
+    def prepare(self, name: str, fetch: Fetch) -> None:
+        """See that the chunk is there or on its way."""
+
+
+class MemoryChunks:
+    """At most `limit` bytes, not counting those on their way."""
+
+    def __init__(self, limit: int) -> None:
+        self._kept: Kept[str, bytes] = Kept(limit, len)
+
+    def read(self, name: str, offset: int, size: int, fetch: Fetch) -> bytes:
+        return self._kept.get(name, fetch)[offset : offset + size]
+
+    def prepare(self, name: str, fetch: Fetch) -> None:
+        if not self._kept.touch(name):
+            self._kept.get(name, fetch)
+
+
+class FolderChunks:
+    """At most `limit` bytes in files of a folder, a file a chunk; the ones not used for the longest time go first.
+
+    Any number of processes of one machine share it, and may die at any moment: a chunk is written into NAME.part, whose
+    lock tells the others to wait instead of fetching it too, and then renamed. The file `used` holds the sum of sizes;
+    it is counted anew whenever the folder is full. A network file system is no place for it.
+    """
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self._folder, self._limit = folder, limit
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unusable(folder, error) from error
+
+    def read(self, name: str, offset: int, size: int, fetch: Fetch) -> bytes:
+        while True:
+            piece = self._piece(name, offset, size)
+            if piece is None:
+                chunk = self._fetch(name, fetch, wait=True)
+                piece = None if chunk is None else chunk[offset : offset + size]
+            if piece is not None:
+                return piece
+
+    def prepare(self, name: str, fetch: Fetch) -> None:
+        if self._piece(name, 0, 0) is None:
+            self._fetch(name, fetch, wait=False)
+
+    def _piece(self, name: str, offset: int, size: int) -> bytes | None:
+        try:
+            descriptor = os.open(self._folder / name, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            os.utime(descriptor)  # used now
+            return os.pread(descriptor, size, offset)
+        finally:
+            os.close(descriptor)
+
+    def _fetch(self, name: str, fetch: Fetch, wait: bool) -> bytes | None:
+        """The chunk; None where another fetches it (`wait=False`) or has done so while this one waited."""
+        whole, part = self._folder / name, self._folder / f"{name}.part"
+        try:
+            with open(part, "ab") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                except BlockingIOError:
+                    return None
+                if whole.exists() or not _is_file(file.fileno(), part):
+                    return None
+                try:
+                    content = fetch()
+                    file.truncate(0)
+                    file.write(content)
+                    file.flush()
+                    self._make_room(len(content))
+                    os.replace(part, whole)
+                except BaseException:
+                    part.unlink(missing_ok=True)
+                    raise
+            return content
+        except OSError as error:  # what `fetch` raises is a DataError
+            raise _unusable(self._folder, error) from error
+
+    def _make_room(self, size: int) -> None:
+        with open(self._folder / "used", "a+b") as ledger:
+            fcntl.flock(ledger, fcntl.LOCK_EX)
+            ledger.seek(0)
+            known = ledger.read()
+            used = int(known) if known else self._limit
+            if used + size > self._limit:
+                used = self._drop_oldest(self._limit * 9 // 10 - size)
+            ledger.truncate(0)
+            ledger.write(str(used + size).encode())
+
+    def _drop_oldest(self, target: int) -> int:
+        """Down to `target` bytes; gives what is left."""
+        found = []
+        for entry in os.scandir(self._folder):
+            try:
+                status = entry.stat()
+            except FileNotFoundError:
+                continue
+            if entry.name.endswith(".part"):
+                if time.time() - status.st_mtime > ABANDONED:
+                    Path(entry.path).unlink(missing_ok=True)
+            elif entry.name != "used":
+                found.append((status.st_mtime_ns, status.st_size, entry.path))
+        used = sum(size for _, size, _ in found)
+        for _, size, path in sorted(found):
+            if used <= target:
+                break
+            Path(path).unlink(missing_ok=True)
+            used -= size
+        return used
+
+
+def _is_file(descriptor: int, path: Path) -> bool:
+    """Whether the open file is still the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _unusable(folder: Path, error: OSError) -> DataError:
+    return DataError(
+        f"data.cache_dir {folder} cannot be written: {error.strerror or error}",
+        "chunks of remote shards are kept there",
+        "another data.cache_dir, a smaller data.cache_gb, or none: they are then kept in memory",
+    )

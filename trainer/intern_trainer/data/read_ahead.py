@@ -1,0 +1,161 @@
+"""Remote shards are read in large pieces, before their samples are asked for.
+
+The order of samples (`order.py`) draws a lane's samples from one window, a stretch of neighbours in one or a few
+shards, before it goes on to the next. So a shard is cut into chunks, which are fetched whole by several threads as soon
+as the first sample in them is announced, and kept (`cache.py`) until their window is done: reads over the network are
+long and in sequence, and each byte is read once, whatever the shuffling.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from intern_trainer.config.schema import Data
+from intern_trainer.data.cache import Chunks, FolderChunks, MemoryChunks
+from intern_trainer.data.catalogue import Catalogue
+from intern_trainer.data.storage import Storage
+from intern_trainer.errors import DataError
+
+log = logging.getLogger(__name__)
+CHUNK = 8 << 20
+"""Bytes of one read. At 50 ms to the first byte and 100 MB/s a connection, more gains little."""
+THREADS = 8
+"""Chunks that one worker fetches at once."""
+
+
+@dataclass(frozen=True)
+class RemoteShard:
+    """stamp: changes with its content. end: bytes up to the end of its last member."""
+
+    location: str
+    stamp: str
+    end: int
+
+
+class ReadAhead:
+    """Reads remote shards by chunks; safe to call from several threads. Made anew in every process."""
+
+    def __init__(self, storage: Storage, chunks: Chunks) -> None:
+        self._storage, self._chunks = storage, chunks
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="read-ahead")
+
+    def read(self, shard: RemoteShard, start: int, size: int) -> bytes:
+        """`size` bytes from `start`.
+
+        Raises:
+            DataError: the shard cannot be read.
+        """
+        end, pieces = start + size, []
+        for number in range(start // CHUNK, -(-end // CHUNK)):
+            first = max(start - number * CHUNK, 0)
+            last = min(end - number * CHUNK, CHUNK)
+            pieces.append(self._chunks.read(_name(shard, number), first, last - first, self._fetch(shard, number)))
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def announce(self, extent: Callable[[], tuple[RemoteShard, int, int] | None]) -> None:
+        """Fetch what `extent` (called in another thread, for it may have to read an index) says that `read` will be
+        asked for: shard, start, size."""
+        self._pool.submit(self._prepare, extent)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _prepare(self, extent: Callable[[], tuple[RemoteShard, int, int] | None]) -> None:
+        # what goes wrong here, goes wrong again and is told when the sample is read
+        found = extent()
+        if found is not None:
+            shard, start, size = found
+            for number in range(start // CHUNK, -(-(start + size) // CHUNK)):
+                self._chunks.prepare(_name(shard, number), self._fetch(shard, number))
+
+    def _fetch(self, shard: RemoteShard, number: int) -> Callable[[], bytes]:
+        start = number * CHUNK
+        return lambda: self._storage.read(shard.location, start, min(CHUNK, shard.end - start))
+
+
+def _name(shard: RemoteShard, number: int) -> str:
+    return f"{hashlib.sha256(f'{shard.location}|{shard.stamp}'.encode()).hexdigest()[:32]}-{CHUNK}-{number}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one worker has at hand at a time.
+
+    Attributes:
+        shards: so many are open. bytes: of remote shards, in memory or in `folder`; 0: samples are read one by one.
+        ahead: samples that are announced before they are read.
+    """
+
+    shards: int
+    bytes: int = 0
+    folder: Path | None = None
+    folder_bytes: int = 0
+    ahead: int = 0
+
+    def chunks(self) -> Chunks | None:
+        """Where this process keeps chunks; None: nowhere."""
+        if self.folder is not None and self.bytes:
+            return FolderChunks(self.folder, self.folder_bytes)
+        return MemoryChunks(self.bytes) if self.bytes else None
+
+
+def plan(sources: list[Catalogue], data: Data, lanes: int, workers_on_node: int) -> Plan:
+    """For a worker that serves `lanes` lanes.
+
+    Raises:
+        DataError: the windows of a node's workers do not fit into `data.cache_gb`.
+    """
+    shards = sum(
+        min(_shards_of_two_windows(source, data.shuffle_window) * lanes, len(source.shards)) for source in sources
+    )
+    remote = [source for source in sources if source.is_remote]
+    if not remote:
+        return Plan(shards)
+    needed = sum(min(_bytes_of_two_windows(s, data.shuffle_window) * lanes, int(s.sizes.sum())) for s in remote)
+    ahead = lanes * data.shuffle_window
+    what = f"two windows of {data.shuffle_window} samples for each of {lanes} lanes take {_mib(needed)} a worker"
+    if data.cache_dir is not None:
+        limit = int(data.cache_gb * 1e9)
+        whole = min(needed * workers_on_node, sum(int(s.sizes.sum()) for s in remote))
+        if whole > limit:
+            raise DataError(
+                f"{what}, {whole / 1e9:.1f} GB for the {workers_on_node} of a node; data.cache_gb is {data.cache_gb:g}",
+                "what is being read has room in data.cache_dir, else it is fetched again and again",
+                f"data.cache_gb={math.ceil(1.2 * whole / 1e9)}, or a smaller data.shuffle_window",
+            )
+        return Plan(shards, needed, data.cache_dir, limit, ahead)
+    if needed > data.read_ahead_mb << 20:
+        log.warning(
+            "remote data is read sample by sample: %s, data.read_ahead_mb is %d; give a data.cache_dir on a local "
+            "disk, or a smaller data.shuffle_window, or data.read_ahead_mb=%d",
+            what,
+            data.read_ahead_mb,
+            -(-needed >> 20) + 1,
+        )
+        return Plan(shards)
+    log.info("remote data: %s, held in its memory", what)
+    return Plan(shards, needed, ahead=ahead)
+
+
+def _shards_of_two_windows(source: Catalogue, window: int) -> int:
+    return 2 * (math.ceil(window * len(source.shards) / source.total) + 1)
+
+
+def _bytes_of_two_windows(source: Catalogue, window: int) -> int:
+    mean = int(source.sizes.sum()) / source.total
+    return 2 * (math.ceil(window * mean) + CHUNK)
+
+
+def _mib(size: int) -> str:
+    return f"{size / (1 << 20):.0f} MiB"
+
+
+def sequential(sources: list[Catalogue]) -> Chunks | None:
+    """For a reader that takes its samples one after the other."""
+    return MemoryChunks(4 * CHUNK) if any(source.is_remote for source in sources) else None
