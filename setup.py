@@ -60,6 +60,7 @@ setup(
         "s3": ["s3fs"],
         "gcs": ["gcsfs"],
         "wandb": ["wandb"],
+        "data": ["pyarrow>=18"],  # Parquet tables in `intern-trainer data shard`
         # NVIDIA's apex is not on PyPI (PyPI's `apex` is another project), so no extra can name it; docs/apex.md builds
         # it from source
         "apex": [],
@@ -72,6 +73,7 @@ setup(
             "types-PyYAML",
             "types-psutil",
             "torchmetrics>=1.5",  # the reference that metrics are tested against
+            "pyarrow>=18",
             "webdataset>=1.0",  # the peer in `python -m benchmarks loader`
         ],
     },

@@ -11,6 +11,7 @@ from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
+from intern_trainer import cli_data
 from intern_trainer.errors import UserError
 
 PATIENCE = timedelta(seconds=3)
@@ -112,19 +113,7 @@ def parser() -> argparse.ArgumentParser:
     report = add("report", "write RUN/report.html again from what the run's folder holds")
     add_run(report)
 
-    data = add("data", "tools for shards")
-    tools = data.add_subparsers(dest="tool", required=True, metavar="TOOL")
-    index = tools.add_parser(
-        "index", help="make the indexes of WebDataset shards", description="Makes the index of each shard."
-    )
-    index.add_argument(
-        "shards",
-        nargs="+",
-        metavar="SHARD",
-        help="tar files: paths, globs, brace ranges, s3:// gs:// http(s):// addresses",
-    )
-    index.add_argument("--index-dir", type=Path, metavar="DIR", help="where indexes go if not beside the shards")
-    index.add_argument("--workers", type=int, default=8, metavar="N", help="shards read at once (default 8)")
+    cli_data.add_verbs(add("data", "tools for shards: index, stats, check, preview, shard"))
     return whole
 
 
@@ -183,9 +172,7 @@ def _run(chosen: argparse.Namespace) -> int:
 
         print(write_report(RunFolder.existing(chosen.run)))
         return 0
-    from intern_trainer.data.index import index_command
-
-    return index_command(chosen.shards, chosen.index_dir, chosen.workers)
+    return cli_data.run(chosen)
 
 
 def _show(error: UserError) -> None:

@@ -20,7 +20,10 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=60, check=False)
 
 
-@pytest.mark.parametrize("verb", [[], ["train"], ["eval"], ["export"], ["report"], ["data"], ["data", "index"]])
+TOOLS = [["data", tool] for tool in ("index", "stats", "check", "preview", "shard")]
+
+
+@pytest.mark.parametrize("verb", [[], ["train"], ["eval"], ["export"], ["report"], ["data"], *TOOLS])
 def test_every_verb_explains_itself(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main([*verb, "--help"])
