@@ -6,14 +6,13 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
-from torch import Tensor
-
 from intern_trainer.batch import Batch
 from intern_trainer.callbacks import Callback
 from intern_trainer.config.phases import Phases
 from intern_trainer.errors import TrainingError
 from intern_trainer.lockstep import Feed, agree
 from intern_trainer.state import State
+from intern_trainer.steps import accumulate
 
 if TYPE_CHECKING:
     from intern_trainer.engine import Engine
@@ -46,7 +45,7 @@ def run_steps(
         TrainingError: a loss or gradient that is not finite, on all ranks.
         UserError: what the data raises on any rank, on all ranks.
     """
-    feed = Feed(data.batches(state.step))
+    feed = Feed(data.batches(state.step), state.ranks.device)
     engine.train()
     callbacks.on_start(state)
     try:
@@ -70,15 +69,9 @@ def _step(
     micro_batches = feed.take()
     engine.accumulate(len(micro_batches))
     ids = [sample for batch in micro_batches for sample in batch.ids]
-    sums: dict[str, Tensor] = {}
-    for batch in micro_batches:
-        loss, metrics = task.loss(task.forward(engine, batch.to(ranks.device)))
-        engine.backward(loss)
-        for name, value in {"loss": loss.detach(), **metrics}.items():
-            sums[name] = sums[name] + value if name in sums else value
+    means = accumulate(task, engine, micro_batches, state.config.train.cached_micro_batches or 1, ranks.device)
     if state.step + 1 < state.total_steps:
         feed.fetch()  # while the device works through the backward pass
-    means = {name: total / len(micro_batches) for name, total in sums.items()}
     agreement = agree(ranks, means, ids, state.stop_reason or stop_requested(), feed.error)
     result = engine.step(lr)
     if not result.applied and state.config.train.precision != "fp16":
@@ -95,3 +88,4 @@ def _step(
     if result.applied:  # fp16 leaves out a step whose scaled gradients overflowed
         state.grad_norm = result.grad_norm
     state.step_seconds, state.data_seconds = time.perf_counter() - started, feed.seconds
+    state.stage_seconds = feed.stage_seconds

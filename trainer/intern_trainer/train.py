@@ -14,6 +14,7 @@ import torch
 from intern_trainer import checkpoint, evaluate
 from intern_trainer.callbacks import Callbacks
 from intern_trainer.callbacks.checkpoints import Checkpoints
+from intern_trainer.callbacks.data_bound import DataBound
 from intern_trainer.callbacks.evaluation import Evaluation
 from intern_trainer.callbacks.profile import Profiler
 from intern_trainer.callbacks.progress import ProgressLine
@@ -21,7 +22,7 @@ from intern_trainer.callbacks.records import Records, Sink
 from intern_trainer.callbacks.sinks import JsonLines, TensorBoard, WeightsAndBiases
 from intern_trainer.checkpoint.estimate import announce_slow_saves
 from intern_trainer.config import ds
-from intern_trainer.config.checks import check_world
+from intern_trainer.config.checks import batch_plan, check_world
 from intern_trainer.config.load import DEFAULT_RECIPE
 from intern_trainer.config.phases import Phases
 from intern_trainer.config.schema import Benchmark, Config
@@ -40,7 +41,7 @@ from intern_trainer.observe.start import describe_settings, describe_start
 from intern_trainer.optim import learning_rate
 from intern_trainer.ranks import Ranks, init_ranks
 from intern_trainer.report import write_report
-from intern_trainer.resume import find_checkpoint, forget_the_future, is_finished, starting_point
+from intern_trainer.resume import find_checkpoint, forget_the_future, is_finished, name_decoder, starting_point
 from intern_trainer.run_folder import RunFolder
 from intern_trainer.signals import StopSignals, outlive_readers
 from intern_trainer.state import State
@@ -145,11 +146,18 @@ def _train(
         state = State(
             config, folder.path, ranks, Phases(config).steps, progress.step, progress.samples, seconds=progress.seconds
         )
-        state.checkpoint, state.facts = newest, {**engine.facts, "forward_flops": count_flops(config, task, ranks)}
+        plan = batch_plan(config, ranks.world_size, Phases(config).at(state.step))
+        sizes = {"forward_flops": count_flops(config, task, ranks), "samples_of_a_loss": plan.of_a_loss}
+        state.checkpoint, state.facts = newest, {**engine.facts, **sizes}
         history = forget_the_future(folder, state.step, ranks)
+        name_decoder(folder, data.decoder, ranks)
         if ranks.is_main:
             folder.update_run(status="running", facts=state.facts, error=None)
-        log.info("training steps %d to %d in %s", state.step + 1, state.total_steps, folder.path)
+        log.info(
+            "training steps %d to %d in %s; each loss is of %s samples: %d micro-batch(es) of %d on %d rank(s)",
+            state.step + 1, state.total_steps, folder.path,
+            f"{plan.of_a_loss:,}", plan.together, plan.micro, plan.world_size,
+        )  # fmt: skip
         callbacks = build_callbacks(config, folder, engine, data, history, ranks)
         rate = partial(learning_rate, config=config)
         run_steps(task, engine, data, state, callbacks, rate, signals.requested)
@@ -202,7 +210,7 @@ def sinks(config: Config, folder: RunFolder, ranks: Ranks) -> list[Sink]:
     """Where records go: nowhere but on rank 0."""
     if not ranks.is_main:
         return []
-    places: list[Sink] = [ProgressLine(), JsonLines(folder.metrics), TensorBoard(folder.tensorboard)]
+    places: list[Sink] = [ProgressLine(), DataBound(), JsonLines(folder.metrics), TensorBoard(folder.tensorboard)]
     return [*places, WeightsAndBiases(config.log.wandb, folder.path)] if config.log.wandb else places
 
 

@@ -8,7 +8,6 @@ from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
-from intern_trainer.config.losses import Declip
 from intern_trainer.config.phases import Phases, Span
 from intern_trainer.config.schema import Benchmark, Config
 from intern_trainer.errors import ConfigError
@@ -16,16 +15,23 @@ from intern_trainer.errors import ConfigError
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How a global batch is divided: `micro * accumulation * world_size = global_batch`."""
+    """How a global batch is divided: `micro * accumulation * world_size = global_batch`; `together` micro-batches share
+    one loss."""
 
     micro: int
     accumulation: int
     world_size: int
+    together: int = 1
 
     @property
     def per_rank(self) -> int:
         """Samples of one optimizer step on one rank."""
         return self.micro * self.accumulation
+
+    @property
+    def of_a_loss(self) -> int:
+        """Samples of one loss, on all ranks."""
+        return self.micro * self.together * self.world_size
 
 
 def check(config: Config) -> list[ConfigError]:
@@ -36,17 +42,17 @@ def check(config: Config) -> list[ConfigError]:
         *_check_schedule(config),
         *_check_model(config),
         *_check_captions(config),
-        *_check_declip(config),
         *_check_evaluation(config),
     ]
 
 
 def check_world(config: Config, world_size: int) -> list[ConfigError]:
     """What depends on the number of ranks."""
-    return [error for batch in _batches(config) for error in _check_ranks(batch, world_size)]
+    together = config.train.cached_micro_batches or 1
+    return [error for batch in _batches(config) for error in _check_ranks(batch, world_size, together)]
 
 
-def _check_ranks(batch: _Batch, world_size: int) -> Iterator[ConfigError]:
+def _check_ranks(batch: _Batch, world_size: int, together: int) -> Iterator[ConfigError]:
     size, micro = batch.size, batch.micro
     if size % world_size:
         yield ConfigError(
@@ -62,6 +68,18 @@ def _check_ranks(batch: _Batch, world_size: int) -> Iterator[ConfigError]:
             "global_batch = micro_batch x accumulation x ranks",
             f"{batch.micro_key}={_largest_divisor(per_rank, micro)}",
         )
+    elif (size // world_size) // (micro or size // world_size) % together:
+        per_rank = size // world_size
+        accumulation = per_rank // (micro or per_rank)
+        whole, fewer = per_rank % together == 0, _largest_divisor(accumulation, together)
+        fixes = [f"{batch.micro_key}={per_rank // together}"] if whole else []
+        fixes += [f"train.cached_micro_batches={fewer}" if fewer > 1 else "leave it out"]
+        yield ConfigError(
+            f"train.cached_micro_batches {together} does not divide the {accumulation} micro-batches a rank "
+            f"({batch.key} {size} / {world_size} ranks / {batch.micro_key} {micro or per_rank})",
+            "each micro-batch belongs to one loss, and every loss is of equally many",
+            ", or ".join(fixes),
+        )
 
 
 def batch_plan(config: Config, world_size: int, span: Span | None = None) -> BatchPlan:
@@ -76,7 +94,7 @@ def batch_plan(config: Config, world_size: int, span: Span | None = None) -> Bat
     batch = span or config.train
     per_rank = batch.global_batch // world_size
     micro = batch.micro_batch or per_rank
-    return BatchPlan(micro, per_rank // micro, world_size)
+    return BatchPlan(micro, per_rank // micro, world_size, config.train.cached_micro_batches or 1)
 
 
 @dataclass(frozen=True)
@@ -197,20 +215,6 @@ def _check_captions(config: Config) -> Iterator[ConfigError]:
                 "{language} stands for each of data.languages",
                 "data.languages={en: 1}, say",
             )
-
-
-def _check_declip(config: Config) -> Iterator[ConfigError]:
-    loss, drop = config.loss, config.data.augment.drop_tokens
-    if loss.kind != "declip" and loss.declip != Declip():
-        yield ConfigError(
-            f"loss.declip is set, and loss.kind is {loss.kind}", "its terms are DeCLIP's", "loss.kind=declip"
-        )
-    if loss.kind == "declip" and drop:
-        yield ConfigError(
-            f"data.augment.drop_tokens is {drop}, and loss.kind is declip",
-            "DeCLIP masks and leaves out words of its own",
-            "data.augment.drop_tokens=0",
-        )
 
 
 def _check_evaluation(config: Config) -> Iterator[ConfigError]:
