@@ -27,6 +27,8 @@ MAX_COVERED = 0.25
 """Share of the smaller of two boxes that the other may cover when a place is drawn."""
 PLACES = 20
 """Draws of a place for a cut-out; one that fits nowhere stays away."""
+CANDIDATES = 3
+"""Cut-outs that are tried for each object: some fit nowhere, or are too faint to be seen at that size."""
 CONTRAST = 90
 """Largest distance of a background's texture from its colour, of 255."""
 
@@ -111,14 +113,16 @@ def scene(split: str, layout: Layout, seed: int, number: int) -> Scene:
     """Scene `number` of a split; it holds at least one object."""
     rng = random.Random(mix(seed, embedded.SPLITS.index(split), number))
     pixels = background(layout.side, rng)
-    chosen = rng.sample(cut_outs(split), rng.randint(*layout.objects))
+    wanted = rng.randint(*layout.objects)
     pasted: list[CutOut] = []
     boxes: list[tuple[int, int, int, int]] = []
     masks: list[np.ndarray] = []
-    for cut_out in chosen:
+    for cut_out in rng.sample(cut_outs(split), CANDIDATES * wanted):
+        if len(pasted) == wanted:
+            break
         picture = _scaled(cut_out.picture(), layout, rng)
         place = _place(picture.size, boxes, layout.side, rng)
-        if place is None:
+        if place is None or picture.getchannel("A").getextrema()[1] < OPAQUE:
             continue
         alpha = np.zeros((layout.side, layout.side, 1), np.float32)
         colours = np.zeros((layout.side, layout.side, 3), np.float32)
