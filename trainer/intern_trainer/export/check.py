@@ -125,7 +125,10 @@ def compare_two_tower(folder: Path, model: TwoTower, config: Config) -> Differen
     return found
 
 
-COMPARE: dict[str, Callable[[Path, Any, Config], Differences]] = {"contrastive": compare_two_tower}
+COMPARE: dict[str, Callable[[Path, Any, Config], Differences]] = {
+    "contrastive": compare_two_tower,
+    "local": compare_two_tower,
+}
 """By `config.task`, as `kinds.KINDS`."""
 
 

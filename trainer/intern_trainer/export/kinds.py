@@ -11,10 +11,10 @@ from intern_trainer.config.schema import Config
 from intern_trainer.text import text_tokenizer
 
 
-def _contrastive(model: nn.Module, config: Config) -> Exportable:
+def _two_tower(model: nn.Module, config: Config) -> Exportable:
     settings = config.model
     return two_tower_exportable(
-        model,  # type: ignore[arg-type]  # the contrastive task builds a TwoTower
+        model,  # type: ignore[arg-type]  # the tasks of stage 1 build a TwoTower
         image=settings.image,
         image_options=dict(settings.image_options),
         tokenizer=text_tokenizer(settings.text),
@@ -23,6 +23,6 @@ def _contrastive(model: nn.Module, config: Config) -> Exportable:
     )
 
 
-KINDS: dict[str, Callable[[nn.Module, Config], Exportable]] = {"contrastive": _contrastive}
+KINDS: dict[str, Callable[[nn.Module, Config], Exportable]] = {"contrastive": _two_tower, "local": _two_tower}
 """By `config.task`: the model (meta is enough) and its configuration to what `intern_zoo.hf.export.write_folder`
 takes."""
