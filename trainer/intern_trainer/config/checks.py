@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
+from intern_trainer.config.losses import Declip
 from intern_trainer.config.phases import Phases, Span
 from intern_trainer.config.schema import Benchmark, Config
 from intern_trainer.errors import ConfigError
@@ -42,6 +43,7 @@ def check(config: Config) -> list[ConfigError]:
         *_check_schedule(config),
         *_check_model(config),
         *_check_captions(config),
+        *_check_declip(config),
         *_check_evaluation(config),
     ]
 
@@ -215,6 +217,20 @@ def _check_captions(config: Config) -> Iterator[ConfigError]:
                 "{language} stands for each of data.languages",
                 "data.languages={en: 1}, say",
             )
+
+
+def _check_declip(config: Config) -> Iterator[ConfigError]:
+    loss, drop = config.loss, config.data.augment.drop_tokens
+    if loss.kind != "declip" and loss.declip != Declip():
+        yield ConfigError(
+            f"loss.declip is set, and loss.kind is {loss.kind}", "its terms are DeCLIP's", "loss.kind=declip"
+        )
+    if loss.kind == "declip" and drop:
+        yield ConfigError(
+            f"data.augment.drop_tokens is {drop}, and loss.kind is declip",
+            "DeCLIP masks and leaves out words of its own",
+            "data.augment.drop_tokens=0",
+        )
 
 
 def _check_evaluation(config: Config) -> Iterator[ConfigError]:

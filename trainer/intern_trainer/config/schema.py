@@ -10,20 +10,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-PositiveInt = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-def _as_list(value: Any) -> Any:
-    """One item stands for a list of one; a bare location stands for a source of that location."""
-    return value if isinstance(value, list | tuple) else [value]
+from intern_trainer.config.losses import Local, Loss
+from intern_trainer.config.section import Fraction, PositiveInt, Section, as_list
 
 
 def _as_sources(value: Any) -> Any:
     """Bare locations, however many, are one source; mappings are sources of their own."""
-    items = _as_list(value)
+    items = as_list(value)
     bare = [item for item in items if isinstance(item, str)]
     sources = [item for item in items if not isinstance(item, str)]
     return ([{"location": bare}] if bare else []) + sources
@@ -31,11 +26,7 @@ def _as_sources(value: Any) -> Any:
 
 def _as_weights(value: Any) -> Any:
     """Names without weights count alike."""
-    return value if isinstance(value, dict) else dict.fromkeys(_as_list(value), 1.0)
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    return value if isinstance(value, dict) else dict.fromkeys(as_list(value), 1.0)
 
 
 class TextTower(Section):
@@ -70,30 +61,15 @@ class Model(Section):
     """Upper bound of exp(logit scale), as in CLIP."""
     min_logit_scale: Annotated[float, Field(ge=0)] = 0.0
     """Lower bound of exp(logit scale); DeCLIP's is exp(3) = 20.1."""
-    freeze: Annotated[list[str], BeforeValidator(_as_list)] = []
+    freeze: Annotated[list[str], BeforeValidator(as_list)] = []
     """`image`, `text`, or patterns (fnmatch) of parameter names that stay as they are. Frozen `image` with trained
     `text` is LiT."""
-
-
-class Loss(Section):
-    """What pulls a picture and its caption together, and others apart."""
-
-    kind: Literal["clip", "siglip"] = "clip"
-    """`clip`: each picks its partner among all of the batch. `siglip`: each pair by itself is told to belong together
-    or not (arXiv 2303.15343)."""
-    block: PositiveInt = 1024
-    """Columns of the score matrix that a rank holds at once: memory is that of its rows x block, however large the
-    batch."""
-    initial_scale: Annotated[float, Field(gt=0)] | None = None
-    """exp(logit scale) at the start; None: 1 / 0.07, as CLIP, or 10 for `siglip`."""
-    initial_bias: float = -10.0
-    """`siglip`: the learned bias of all scores at the start, when most pairs do not belong together."""
 
 
 class Source(Section):
     """One set of shards."""
 
-    location: Annotated[list[str], BeforeValidator(_as_list)]
+    location: Annotated[list[str], BeforeValidator(as_list)]
     """`embedded:train|validation|test`, or tar files: paths, globs, brace ranges, s3:// gs:// http(s):// addresses."""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """Share of the samples drawn from this source, relative to the other sources."""
@@ -159,7 +135,16 @@ class Data(Section):
     prefetch: PositiveInt = 2
     """Micro-batches that each worker prepares ahead."""
     index_dir: Path | None = None
-    """Where indexes of shards go that lie in places one cannot write to."""
+    """Where indexes of shards (and catalogues of sources) go that lie in places one cannot write to."""
+    read_ahead_mb: PositiveInt = 2048
+    """Memory in MiB that a worker may use to hold what it reads of remote shards: two shuffle windows for each lane
+    that it serves (4 lanes x 2 x 2048 samples of 50 kB are 0.8 GB). Where that is not enough samples are read one by
+    one, unless there is a `cache_dir`. Lanes that several workers share are read by each: best `lanes` is a multiple
+    of ranks x workers."""
+    cache_dir: Path | None = None
+    """Folder on a local disk where all workers of a node keep what they read of remote shards, instead of in memory."""
+    cache_gb: Annotated[float, Field(gt=0)] = 100.0
+    """Size limit of `cache_dir` in GB; what was not used for the longest time goes first."""
     max_bad_fraction: Fraction = 0.001
     """The run stops when more than this share of the samples read so far was unusable (at least one is always let
     pass)."""
@@ -167,7 +152,7 @@ class Data(Section):
     """Pictures with this many pixels or more are bad samples."""
     max_caption_chars: PositiveInt = 5000
     """Captions longer than this are bad samples."""
-    caption_keys: Annotated[list[str], BeforeValidator(_as_list)] = [
+    caption_keys: Annotated[list[str], BeforeValidator(as_list)] = [
         "txt", "json.caption", "json.captions", "json.title",
     ]  # fmt: skip
     """Where captions are, first match wins: a member's extension, or a key inside the sample's `json`: a text, a list
@@ -235,7 +220,7 @@ class Train(Section):
     steps: PositiveInt = 1000
     """Optimizer steps of the whole run, of `global_batch` samples each. Phases with other batches take more or fewer
     steps over the same samples."""
-    phases: Annotated[list[Phase], BeforeValidator(_as_list)] = []
+    phases: Annotated[list[Phase], BeforeValidator(as_list)] = []
     """Parts of the run with settings of their own, one after another; what they leave runs by `model.image_size` and
     the batch below. The learning rate, warm-up too, goes by samples seen, whatever the batches; evaluation and export
     are at `model.image_size`."""
@@ -292,8 +277,8 @@ class Retrieval(Section):
 class Benchmark(Section):
     """A set of evaluations."""
 
-    zero_shot: Annotated[list[ZeroShot], BeforeValidator(_as_list)] = []
-    retrieval: Annotated[list[Retrieval], BeforeValidator(_as_list)] = []
+    zero_shot: Annotated[list[ZeroShot], BeforeValidator(as_list)] = []
+    retrieval: Annotated[list[Retrieval], BeforeValidator(as_list)] = []
 
 
 def _embedded(split: str) -> Benchmark:
@@ -351,11 +336,13 @@ class Run(Section):
 class Config(Section):
     """One run, complete. Frozen; written to RUN/config.yaml."""
 
-    task: Literal["contrastive"] = "contrastive"
+    task: Literal["contrastive", "local"] = "contrastive"
+    """`contrastive`: pictures and captions. `local`: a second phase after it, see `local`."""
     run: Run = Run()
     init: Init = Init()
     model: Model = Model()
     loss: Loss = Loss()
+    local: Local = Local()
     data: Data = Data()
     optim: Optim = Optim()
     train: Train = Train()
