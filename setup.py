@@ -55,6 +55,8 @@ setup(
         "tensorboard>=2.18",
         "jinja2>=3.1",
         "psutil>=6",
+        "torchmetrics>=1.5",  # probes' figures
+        "faster-coco-eval>=1.6",  # COCO's average precision for torchmetrics
     ],
     extras_require={
         "s3": ["s3fs"],
@@ -72,7 +74,6 @@ setup(
             "import-linter>=2.5",
             "types-PyYAML",
             "types-psutil",
-            "torchmetrics>=1.5",  # the reference that metrics are tested against
             "pyarrow>=18",
             "webdataset>=1.0",  # the peer in `python -m benchmarks loader`
         ],

@@ -164,6 +164,10 @@ def create_two_tower(
 
 def sized_options(image: str, image_size: int, options: dict[str, Any]) -> dict[str, Any]:
     """`options`, with the picture's side for models whose parameters depend on it (ViTs: one position a patch)."""
+    return options if takes_any_size(image) else {"img_size": image_size, **options}
+
+
+def takes_any_size(image: str) -> bool:
+    """Whether no parameter of the image model depends on the picture's side."""
     known = timm.get_pretrained_cfg(image)  # of MetaNets, too: the registry made them known to timm
-    fixed = known is not None and known.fixed_input_size
-    return {"img_size": image_size, **options} if fixed else options
+    return known is None or not known.fixed_input_size

@@ -16,7 +16,7 @@ from intern_trainer.errors import UserError
 
 PATIENCE = timedelta(seconds=3)
 """How long a rank with an error waits for the others' words."""
-VERBS = ("train", "eval", "export", "report", "data")
+VERBS = ("train", "eval", "probe", "export", "report", "data")
 
 _SETTINGS = """\
 settings:
@@ -46,6 +46,16 @@ examples:
       'evaluate.test={zero_shot: {data: /data/imagenet/val, name: imagenet}}'
 
 Results go to RUN/evaluation.json with split, step, weights, counts and chance levels.
+"""
+
+
+_PROBE = """\
+examples:
+  intern-trainer probe runs/debug --task segmentation
+  torchrun --nproc_per_node 2 trainer/run.py probe runs/debug --task detection
+
+Scenes are cut-outs of the embedded pictures on backgrounds made by seed; those to fit on are of the training split,
+those to judge by of the test split. Results go to RUN/probes.json. They compare under the same seed and sizes only.
 """
 
 
@@ -105,6 +115,18 @@ def parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="overrides, see below")
 
+    probe = add(
+        "probe", "judge a run's frozen image tower by what a small head reads off its maps", _SETTINGS + "\n" + _PROBE
+    )
+    add_run(probe)
+    add_weights(probe)
+    probe.add_argument("--task", choices=("segmentation", "detection"), required=True, help="what the head learns")
+    probe.add_argument("--seed", type=int, default=0, metavar="N", help="of scenes, batches and the head (default 0)")
+    probe.add_argument("--train", type=int, default=1024, metavar="N", help="scenes to fit the head on (default 1024)")
+    probe.add_argument("--test", type=int, default=384, metavar="N", help="scenes to judge it by (default 384)")
+    probe.add_argument("--steps", type=int, default=400, metavar="N", help="steps of the head's training (default 400)")
+    probe.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="overrides, see above")
+
     export = add("export", "export a run's model to a folder that Hugging Face transformers loads")
     add_run(export)
     export.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to write")
@@ -160,6 +182,16 @@ def _run(chosen: argparse.Namespace) -> int:
         from intern_trainer.evaluate.stored import evaluate_run
 
         evaluate_run(folder, config, chosen.split, chosen.weights, chosen.checkpoint)
+        return 0
+    if chosen.verb == "probe":
+        from intern_trainer.run_folder import RunFolder
+
+        folder = RunFolder.existing(chosen.run)
+        config = load_config(folder.config, chosen.settings)
+        from intern_trainer.evaluate.probes.stored import probe_run
+
+        sizes = {key: getattr(chosen, key) for key in ("seed", "train", "test", "steps")}
+        probe_run(folder, config, chosen.task, sizes, chosen.weights, chosen.checkpoint)
         return 0
     if chosen.verb == "export":
         from intern_trainer.export import export_run

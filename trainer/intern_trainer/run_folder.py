@@ -4,6 +4,7 @@ config.yaml       complete configuration          ds_config.json   what DeepSpee
 run.json          status, versions, commit, command, machine, each start of the run
 log.txt           the log                         metrics.jsonl    one record a logged step        tensorboard/
 evaluation.json   results with split, step, weights, chance levels and counts
+probes.json       results of `intern-trainer probe`, with what they were made under
 samples.json      test pictures and their top captions            report.html      profile/
 """
 
@@ -28,6 +29,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.tensorboard = path / "tensorboard"
         self.evaluation = path / "evaluation.json"
+        self.probes = path / "probes.json"
         self.samples = path / "samples.json"
         self.report = path / "report.html"
         self.profile = path / "profile"
@@ -61,9 +63,15 @@ class RunFolder:
 
     def add_evaluation(self, entry: dict[str, Any]) -> None:
         """Put one evaluation into evaluation.json, in the place of an older one of the same split, step and weights."""
-        same = ("split", "step", "weights")
-        kept = [old for old in self.read(self.evaluation, []) if any(old[key] != entry[key] for key in same)]
-        self.write(self.evaluation, [*kept, entry])
+        self._add(self.evaluation, entry, ("split", "step", "weights"))
+
+    def add_probe(self, entry: dict[str, Any]) -> None:
+        """Put one probe into probes.json, in the place of an older one of the same task, step, weights and protocol."""
+        self._add(self.probes, entry, ("task", "step", "weights", "protocol"))
+
+    def _add(self, path: Path, entry: dict[str, Any], same: tuple[str, ...]) -> None:
+        kept = [old for old in self.read(path, []) if any(old[key] != entry[key] for key in same)]
+        self.write(path, [*kept, entry])
 
     def was_evaluated(self, split: str, step: int) -> bool:
         """Whether evaluation.json holds results of this split and step."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from intern_trainer.errors import CheckpointError
 from intern_trainer.evaluate.results import results_entry, results_table
 from intern_trainer.observe.log import start_logging
 from intern_trainer.observe.phases import phase
-from intern_trainer.ranks import init_ranks
+from intern_trainer.ranks import Ranks, init_ranks
 from intern_trainer.run_folder import RunFolder
 from intern_trainer.slices import EMA
 from intern_trainer.tasks import build_task
@@ -22,6 +23,15 @@ from intern_trainer.text import check_tokenizer
 from intern_trainer.threads import set_threads
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """In evaluation mode; of which step, and of which weights (`ema` or `raw`)."""
+
+    model: Any
+    step: int
+    weights: str
 
 
 def evaluate_run(
@@ -43,6 +53,21 @@ def evaluate_run(
     set_threads(config)
     ranks = init_ranks()
     start_logging(ranks.rank, ranks.world_size)
+    stored = stored_model(folder, config, weights, path, ranks)
+    with phase(f"evaluating {split}"):
+        benchmark = config.evaluate.test if split == "test" else config.evaluate.validation
+        results = evaluate.run(stored.model, benchmark, config, ranks)
+    entry = results_entry(split, stored.step, stored.weights, results)
+    if ranks.is_main:
+        folder.add_evaluation(entry)
+    log.info(results_table(entry))
+    return entry
+
+
+def stored_model(
+    folder: RunFolder, config: Config, weights: Literal["ema", "raw"] | None, path: Path | None, ranks: Ranks
+) -> StoredModel:
+    """A checkpoint's model, whole on this rank's device. Collective; arguments and errors as of `evaluate_run`."""
     path = path or checkpoint.newest_good(folder.path, ranks)
     if path is None:
         raise CheckpointError(f"{folder.path} holds no checkpoint yet", "evaluation needs a saved model", "train first")
@@ -54,14 +79,7 @@ def evaluate_run(
         check_tokenizer(config.model.text, reader.progress.tokenizer, path)
         model = build_task(config, ranks).build_model().to(ranks.device)
         _take(model, dict(reader.weights(which)), path)
-    with phase(f"evaluating {split}"):
-        benchmark = config.evaluate.test if split == "test" else config.evaluate.validation
-        results = evaluate.run(model.eval(), benchmark, config, ranks)
-    entry = results_entry(split, reader.progress.step, which, results)
-    if ranks.is_main:
-        folder.add_evaluation(entry)
-    log.info(results_table(entry))
-    return entry
+    return StoredModel(model.eval(), reader.progress.step, which)
 
 
 def _take(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
