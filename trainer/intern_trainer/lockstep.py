@@ -13,9 +13,38 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from intern_trainer.batch import Batch
+from intern_trainer.batch import Batch, total
 from intern_trainer.errors import TrainingError, UserError
 from intern_trainer.ranks import Ranks
+
+
+class HostClock:
+    """From its making to `stop`."""
+
+    def __init__(self) -> None:
+        self._started = self._stopped = time.perf_counter()
+
+    def stop(self) -> None:
+        self._stopped = time.perf_counter()
+
+    def seconds(self) -> float:
+        return self._stopped - self._started
+
+
+class GpuClock:
+    """The time in which a GPU is idle between the making of the clock and `stop`: from the end of the work that was
+    queued before. While it still works on that, nobody waits.
+    """
+
+    def __init__(self) -> None:
+        self._started, self._stopped = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self._started.record()
+
+    def stop(self) -> None:
+        self._stopped.record()
+
+    def seconds(self) -> float:
+        return self._started.elapsed_time(self._stopped) / 1e3
 
 
 class Feed:
@@ -25,19 +54,27 @@ class Feed:
     in a collective.
     """
 
-    def __init__(self, batches: Iterator[list[Batch]]) -> None:
+    def __init__(self, batches: Iterator[list[Batch]], device: torch.device) -> None:
         self._batches = batches
+        self._clock = GpuClock if device.type == "cuda" else HostClock
         self._next: list[Batch] = []
         self.error: Exception | None = None
-        self.seconds = 0.0
+        self._waited: HostClock | GpuClock | None = None
+        self.stage_seconds: dict[str, float] = {}
 
     def fetch(self) -> None:
-        started = time.perf_counter()
+        self._waited = self._clock()
         try:
             self._next = next(self._batches)
+            self.stage_seconds = total(batch.seconds for batch in self._next)
         except Exception as error:  # handed to all ranks by `agree`
             self.error = error
-        self.seconds = time.perf_counter() - started
+        self._waited.stop()
+
+    @property
+    def seconds(self) -> float:
+        """How long the last `fetch` kept the device waiting. Ask after the step's host sync."""
+        return self._waited.seconds() if self._waited else 0.0
 
     def take(self) -> list[Batch]:
         taken, self._next = self._next, []

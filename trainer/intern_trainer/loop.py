@@ -45,7 +45,7 @@ def run_steps(
         TrainingError: a loss or gradient that is not finite, on all ranks.
         UserError: what the data raises on any rank, on all ranks.
     """
-    feed = Feed(data.batches(state.step))
+    feed = Feed(data.batches(state.step), state.ranks.device)
     engine.train()
     callbacks.on_start(state)
     try:
@@ -88,3 +88,4 @@ def _step(
     if result.applied:  # fp16 leaves out a step whose scaled gradients overflowed
         state.grad_norm = result.grad_norm
     state.step_seconds, state.data_seconds = time.perf_counter() - started, feed.seconds
+    state.stage_seconds = feed.stage_seconds

@@ -71,6 +71,19 @@ def starting_point(
     return Progress(step=0)
 
 
+def name_decoder(folder: RunFolder, decoder: str, ranks: Ranks) -> None:
+    """Say what decodes the pictures, and whether that is something else than before. Collective."""
+
+    def name() -> None:
+        before = folder.read(folder.run, {}).get("decoder")
+        if before not in (None, decoder):
+            log.warning("pictures were decoded by %s before: pixels may now differ by rounding", before)
+        log.info("pictures are decoded by %s", decoder)
+        folder.update_run(decoder=decoder)
+
+    ranks.on_main(name)
+
+
 def forget_the_future(folder: RunFolder, step: int, ranks: Ranks) -> list[dict[str, Any]]:
     """Drop records and evaluations after `step`, which the run makes again, so that its curves have no doubles; the
     evaluations that stay.

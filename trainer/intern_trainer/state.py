@@ -20,7 +20,8 @@ class State:
         metrics: means over ranks of the last step: `loss` and what the task adds; finite Python floats.
         lr: learning rate of the last step. grad_norm: global gradient norm before clipping, of the last step that was
             applied.
-        step_seconds: wall time of the last step. data_seconds: the part of it spent waiting for data.
+        step_seconds: wall time of the last step. data_seconds: the part of it that the device spent waiting for data.
+        stage_seconds: what this rank's newest samples took in the loader, by stage, all its processes together.
         seconds: time spent in the loop since the run's very start (evaluation and saving included, resumes included).
         micro_ids: sample ids of this rank in the last step.
         evaluation: results of the newest evaluation, by name such as `zero_shot/top1`; `evaluated_step` says when.
@@ -40,6 +41,7 @@ class State:
     grad_norm: float = 0.0
     step_seconds: float = 0.0
     data_seconds: float = 0.0
+    stage_seconds: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     micro_ids: list[str] = field(default_factory=list)
     evaluation: dict[str, float] = field(default_factory=dict)

@@ -12,6 +12,11 @@ from intern_trainer.config.schema import Config
 def set_threads(config: Config) -> None:
     """`train.threads`, or on a machine without GPUs the cores divided by the ranks on it: more threads than cores,
     summed over ranks, make every one of them wait."""
-    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
     if config.train.threads or not torch.cuda.is_available():
-        torch.set_num_threads(config.train.threads or max(1, len(os.sched_getaffinity(0)) // local_ranks))
+        torch.set_num_threads(config.train.threads or cores_a_rank())
+
+
+def cores_a_rank() -> int:
+    """The cores that this process may use, divided by the ranks on the machine."""
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+    return max(1, len(os.sched_getaffinity(0)) // local_ranks)

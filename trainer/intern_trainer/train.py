@@ -14,6 +14,7 @@ import torch
 from intern_trainer import checkpoint, evaluate
 from intern_trainer.callbacks import Callbacks
 from intern_trainer.callbacks.checkpoints import Checkpoints
+from intern_trainer.callbacks.data_bound import DataBound
 from intern_trainer.callbacks.evaluation import Evaluation
 from intern_trainer.callbacks.profile import Profiler
 from intern_trainer.callbacks.progress import ProgressLine
@@ -40,7 +41,7 @@ from intern_trainer.observe.start import describe_settings, describe_start
 from intern_trainer.optim import learning_rate
 from intern_trainer.ranks import Ranks, init_ranks
 from intern_trainer.report import write_report
-from intern_trainer.resume import find_checkpoint, forget_the_future, is_finished, starting_point
+from intern_trainer.resume import find_checkpoint, forget_the_future, is_finished, name_decoder, starting_point
 from intern_trainer.run_folder import RunFolder
 from intern_trainer.signals import StopSignals, outlive_readers
 from intern_trainer.state import State
@@ -149,6 +150,7 @@ def _train(
         sizes = {"forward_flops": count_flops(config, task, ranks), "samples_of_a_loss": plan.of_a_loss}
         state.checkpoint, state.facts = newest, {**engine.facts, **sizes}
         history = forget_the_future(folder, state.step, ranks)
+        name_decoder(folder, data.decoder, ranks)
         if ranks.is_main:
             folder.update_run(status="running", facts=state.facts, error=None)
         log.info(
@@ -208,7 +210,7 @@ def sinks(config: Config, folder: RunFolder, ranks: Ranks) -> list[Sink]:
     """Where records go: nowhere but on rank 0."""
     if not ranks.is_main:
         return []
-    places: list[Sink] = [ProgressLine(), JsonLines(folder.metrics), TensorBoard(folder.tensorboard)]
+    places: list[Sink] = [ProgressLine(), DataBound(), JsonLines(folder.metrics), TensorBoard(folder.tensorboard)]
     return [*places, WeightsAndBiases(config.log.wandb, folder.path)] if config.log.wandb else places
 
 

@@ -6,6 +6,7 @@ import logging
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from intern_trainer.observe.data_bound import verdict
 from intern_trainer.observe.log import console
 from intern_trainer.observe.memory import show_bytes
 from intern_trainer.observe.phases import show_seconds
@@ -15,14 +16,16 @@ log = logging.getLogger(__name__)
 
 
 def progress_text(record: dict[str, float], total_steps: int) -> str:
-    """`step 120/600  loss 2.3456  lr 1.0e-03  412 images/s  MFU 41 %  data 3 %  memory 1.2 GiB  ETA 2 min 03 s`."""
+    """`step 120/600  loss 2.3456  lr 1.0e-03  412 images/s  MFU 41 %  data 3 %  memory 1.2 GiB  ETA 2 min 03 s`; for
+    `data 3 %`, where it is worth it, `data-bound: 38 % waiting; decode 31 ms, read 4 ms`.
+    """
     width = len(str(total_steps))
     parts = [
         f"step {record['step']:>{width}}/{total_steps}",
         f"loss {record['loss']:.4f}",
         f"lr {record['lr']:.1e}",
         f"{record['images_per_second']:,.0f} images/s",
-        f"data {record['data_wait']:.0%}",
+        verdict(record) or f"data {record['data_wait']:.0%}",
         f"memory {show_bytes(record['memory_bytes'])}",
         f"ETA {show_seconds(record['eta_seconds'])}",
     ]

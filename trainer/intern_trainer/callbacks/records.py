@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
+from intern_trainer.batch import total
 from intern_trainer.callbacks.base import Callback
 from intern_trainer.config.phases import Phases
 from intern_trainer.observe.memory import memory_bytes
@@ -30,11 +31,10 @@ class Records(Callback):
     """Every `log.every` steps one record goes to all sinks.
 
     A record holds `step`, `samples`, `loss` and the task's metrics, `lr`, `grad_norm`, and over the steps since the
-    record before:
-    `images_per_second` (all ranks), `step_seconds` (mean), `data_wait` (fraction of the time); `memory_bytes` of this
-    rank's device, `mfu` (fraction)
-    where the device's peak is known, `seconds` spent in the loop since the run's very start, `eta_seconds`, and
-    `time` (Unix).
+    record before: `images_per_second` (all ranks), `step_seconds` (mean), `data_wait` (fraction of the time), and
+    `data_decode_ms` and alike, what a picture takes in one loader process of this rank, by stage; `memory_bytes` of
+    this rank's device, `mfu` (fraction) where the device's peak is known, `seconds` spent in the loop since the run's
+    very start, `eta_seconds`, and `time` (Unix).
 
     Args:
         peak: FLOP/s of one device, or None where it is not known.
@@ -42,6 +42,8 @@ class Records(Callback):
 
     def __init__(self, sinks: Sequence[Sink], peak: float | None = None) -> None:
         self.sinks, self.peak = list(sinks), peak
+        self._stage_seconds: dict[str, float] = {}
+        self._own_samples = 0
         self._forget_window()
 
     def on_start(self, state: State) -> None:
@@ -56,6 +58,8 @@ class Records(Callback):
         self._flops += span.global_batch * state.facts.get("forward_flops", {}).get(span.image_size, 0)
         self._step_seconds += state.step_seconds
         self._data_seconds += state.data_seconds
+        self._stage_seconds = total([self._stage_seconds, state.stage_seconds])
+        self._own_samples += len(state.micro_ids)
         if state.step % state.config.log.every and state.step != state.total_steps:
             return
         record = self._record(state)
@@ -74,6 +78,7 @@ class Records(Callback):
     def _forget_window(self) -> None:
         self._steps, self._samples, self._flops = 0, 0, 0.0
         self._step_seconds, self._data_seconds = 0.0, 0.0
+        self._stage_seconds, self._own_samples = {}, 0
 
     def _record(self, state: State) -> dict[str, float]:
         per_second = self._samples / self._step_seconds
@@ -86,6 +91,7 @@ class Records(Callback):
             "images_per_second": per_second,
             "step_seconds": self._step_seconds / self._steps,
             "data_wait": self._data_seconds / self._step_seconds,
+            **{f"data_{stage}_ms": 1e3 * seconds / self._own_samples for stage, seconds in self._stage_seconds.items()},
             "memory_bytes": memory_bytes(state.ranks.device),
             "seconds": state.seconds,
             "eta_seconds": state.seconds / state.step * (state.total_steps - state.step),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,7 +16,7 @@ class Stages:
     """Seconds by stage since the last `take`. Threads of one process may share it: theirs add up."""
 
     def __init__(self) -> None:
-        self._seconds: Counter[str] = Counter()
+        self._seconds = dict.fromkeys(STAGES, 0.0)
         self._lock = threading.Lock()
 
     @contextmanager
@@ -29,7 +28,7 @@ class Stages:
             with self._lock:
                 self._seconds[stage] += time.perf_counter() - started
 
-    def take(self) -> Counter[str]:
+    def take(self) -> dict[str, float]:
         with self._lock:
-            taken, self._seconds = self._seconds, Counter()
+            taken, self._seconds = self._seconds, dict.fromkeys(STAGES, 0.0)
         return taken

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from intern_trainer.batch import Batch
+from intern_trainer.batch import Batch, total
 from intern_trainer.config.checks import batch_plan
 from intern_trainer.config.phases import Phases, Span
 from intern_trainer.config.schema import Config
 from intern_trainer.data import transforms
 from intern_trainer.data.catalogue import Catalogue
+from intern_trainer.data.decoders import choose, describe
 from intern_trainer.data.order import Order, rank_offsets
 from intern_trainer.data.reader import Bad, OtherCaptions, Reader, Sample, read_or_bad
 from intern_trainer.data.sources import catalogues
@@ -49,7 +50,7 @@ class _Part:
     ids: list[str]
     captions: list[str]
     bad: list[Bad]
-    seconds: Counter[str]
+    seconds: dict[str, float]
 
     def pin_memory(self) -> _Part:
         self.images = {name: tensor.pin_memory() for name, tensor in self.images.items()}
@@ -62,6 +63,7 @@ class TrainData:
 
     Attributes:
         fingerprint: what the order of samples depends on (JSON-able). A run goes on only with the same.
+        decoder: what decodes the pictures, with versions.
     """
 
     def __init__(self, config: Config, ranks: Ranks, views: Views, sources: list[Catalogue]) -> None:
@@ -74,6 +76,7 @@ class TrainData:
         self._read, self._bad_ids = 0, set[str]()
         self._bad: Counter[str] = Counter()
         self._bad_events = 0
+        self.decoder = describe(choose(data.decoder))
         self.fingerprint: dict[str, Any] = {
             "sources": [source.fingerprint() for source in sources],
             "seed": train.seed,
@@ -173,7 +176,7 @@ class TrainData:
             for name in parts[0].texts:
                 tensors[name] = torch.cat([part.texts[name].to(device, non_blocking=True) for part in parts])
         captions = [caption for part in parts for caption in part.captions]
-        seconds = sum((part.seconds for part in parts), stages.take())
+        seconds = total([stages.take(), *(part.seconds for part in parts)])
         return Batch(tensors, ids, {"caption": captions}, seconds)
 
     def _judge(self, read: int, bad: list[Bad]) -> None:
