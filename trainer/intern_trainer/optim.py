@@ -51,8 +51,8 @@ def describe_groups(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def learning_rate(step: int, config: Config) -> float:
-    """Learning rate of optimizer step `step` (the first is 0): linear warm-up from 0, then a half cosine down to
-    `min_lr`, or constant.
+    """Learning rate of optimizer step `step` (the first is 0): linear warm-up from `start_lr`, then a half cosine
+    down to `min_lr`, or constant.
 
     It goes by samples seen, so a phase with larger batches has fewer steps at each height of the curve, and the rate
     itself does not depend on the batch.
@@ -61,7 +61,8 @@ def learning_rate(step: int, config: Config) -> float:
     schedule, first = optim.schedule, phases.first_sample(step)
     warmup = schedule.warmup_steps * config.train.global_batch
     if first < warmup:
-        return optim.lr * min(1.0, (first + phases.at(step).global_batch) / warmup)
+        warm = min(1.0, (first + phases.at(step).global_batch) / warmup)
+        return schedule.start_lr + (optim.lr - schedule.start_lr) * warm
     if schedule.kind == "constant":
         return optim.lr
     share = (first - warmup) / max(1, phases.samples - warmup)

@@ -251,10 +251,10 @@ def finish(config: Config, folder: RunFolder, engine: Engine, state: State) -> N
 
 
 def count_flops(config: Config, task: Task, ranks: Ranks) -> dict[int, int]:
-    """Forward FLOPs of one sample, by the side of the picture: those of the phases."""
-    text = blank_text(config, ranks)
+    """Forward FLOPs of all views of one sample in the towers, by the side of the picture: those of the phases."""
+    texts = task.views.captions * forward_flops(task.build_model, {"text": blank_text(config, ranks)})
     sides = {span.image_size for span in Phases(config).spans}
     return {
-        side: forward_flops(task.build_model, {"image": torch.zeros(1, 3, side, side), "text": text})
+        side: texts + task.views.images * forward_flops(task.build_model, {"image": torch.zeros(1, 3, side, side)})
         for side in sides
     }

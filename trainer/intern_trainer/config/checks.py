@@ -159,12 +159,13 @@ def _check_schedule(config: Config) -> Iterator[ConfigError]:
             "the warm-up is part of the run",
             f"optim.schedule.warmup_steps={steps // 10}",
         )
-    if schedule.min_lr > config.optim.lr:
-        yield ConfigError(
-            f"optim.schedule.min_lr {schedule.min_lr} is more than optim.lr {config.optim.lr}",
-            "the learning rate falls from optim.lr to min_lr",
-            f"optim.schedule.min_lr={config.optim.lr / 100:g}",
-        )
+    for key, way in (("start_lr", "rises from start_lr to optim.lr"), ("min_lr", "falls from optim.lr to min_lr")):
+        if getattr(schedule, key) > config.optim.lr:
+            yield ConfigError(
+                f"optim.schedule.{key} {getattr(schedule, key)} is more than optim.lr {config.optim.lr}",
+                f"the learning rate {way}",
+                f"optim.schedule.{key}={config.optim.lr / 100:g}",
+            )
     if profile and not profile.first <= profile.last <= taken:
         yield ConfigError(
             f"log.profile is steps {profile.first} to {profile.last} of {taken}",

@@ -181,7 +181,8 @@ class Data(Section):
 class Schedule(Section):
     kind: Literal["cosine", "constant"] = "cosine"
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    """Steps of linear warm-up from 0."""
+    """Steps of linear warm-up from `start_lr`."""
+    start_lr: Annotated[float, Field(ge=0)] = 0.0
     min_lr: Annotated[float, Field(ge=0)] = 0.0
 
 

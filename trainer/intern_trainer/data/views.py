@@ -19,6 +19,7 @@ class Views:
     Attributes:
         images: independent random views of the picture: tensors `image`, `image2`, ... of a batch.
         texts: makes the text tensors; None: the batches hold pictures alone.
+        captions: views of the caption among them.
         overlap: least share of the smaller crop that each further view has in common with the first one.
         boxes: whether batches say where the views lie: `boxes`, float [b, images, 4], the left, top, right and bottom
             edge of each view as places in the picture, 0 to 1. In a mirrored view left is larger than right.
@@ -26,6 +27,7 @@ class Views:
 
     images: int = 1
     texts: TextViews | None = None
+    captions: int = 1
     overlap: float = 0.0
     boxes: bool = False
 

@@ -92,6 +92,7 @@ WRONG = [
     (["loss.declip.queue=8"], "loss.declip is set, and loss.kind is clip", "loss.kind=declip"),
     (["loss.kind=declip", "data.augment.drop_tokens=0.5"], "drop_tokens is 0.5, and loss.kind", "drop_tokens=0"),
     (["model.min_logit_scale=200"], "200 is more than model.max_logit_scale 100", "min_logit_scale=20"),
+    (["optim.schedule.start_lr=1"], "start_lr 1.0 is more than optim.lr 0.001", "start_lr=1e-05"),
     (["optim.schedule.min_lr=1"], "min_lr 1.0 is more than optim.lr 0.001", "min_lr=1e-05"),
     (["log.profile={first: 5, last: 3}"], "steps 5 to 3 of 10", "log.profile={first: 5, last: 8}"),
     (["train.precision=bf8"], "train.precision is 'bf8'", "'fp32', 'bf16' or 'fp16'"),

@@ -60,6 +60,8 @@ def test_the_learning_rate_warms_up_and_falls_to_its_minimum() -> None:
     assert learning_rate(110, cosine) == pytest.approx(0.1)
     constant = config(train={"steps": 100}, optim={"lr": 0.5, "schedule": {"kind": "constant", "warmup_steps": 2}})
     assert [learning_rate(step, constant) for step in (0, 1, 2, 99)] == [0.25, 0.5, 0.5, 0.5]
+    declip = config(train={"steps": 9}, optim={"lr": 1.0, "schedule": {"warmup_steps": 4, "start_lr": 0.2}})
+    assert [learning_rate(step, declip) for step in range(5)] == pytest.approx([0.4, 0.6, 0.8, 1.0, 1.0])
 
 
 def make(name: str, device: str = "cpu") -> torch.optim.Optimizer:
