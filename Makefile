@@ -14,7 +14,7 @@ STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-all lint types imports check figures clean
+.PHONY: help setup train emoji test test-all lint types imports check figures clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,6 +27,9 @@ $(STAMP): setup.py constraints.txt trainer/intern_trainer/__init__.py scripts/se
 
 train: $(STAMP)  ## stage 1 on the embedded data, 2 CPU ranks: pretrain, evaluate, export, report
 	@BIN="$(BIN)" RUN="$(RUN)" bash scripts/train.sh
+
+emoji: $(STAMP)  ## fetch the emoji pair and build its shards in data/emoji, for configs/stage1/emoji.yaml
+	@BIN="$(BIN)" EMOJI=data/emoji bash scripts/emoji.sh
 
 test: $(STAMP)  ## all tests but those marked slow
 	$(PYTEST) -m "not slow"

@@ -97,18 +97,30 @@ def write(splits: dict[str, list[Entry]], out: Path) -> None:
     frequency = Counter(word for chosen in splits.values() for entry in chosen for word in entry.keywords)
     for name, chosen in splits.items():
         for shard in range(SHARDS[name]):
-            with tarfile.open(out / f"{name}-{shard:05d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
-                for number, entry in enumerate(chosen[shard :: SHARDS[name]]):
-                    record = {
-                        "title": entry.title,
-                        "caption": titles.caption(entry.title, entry.keywords, frequency),
-                        "keywords": entry.keywords,
-                        "category": entry.category,
-                        "source": f"openclipart/{entry.path}",
-                        "licence": "public domain",
-                    }
-                    _add(tar, f"{number:05d}.webp", entry.webp)
-                    _add(tar, f"{number:05d}.json", json.dumps(record, ensure_ascii=False).encode())
+            samples = [_sample(entry, frequency) for entry in chosen[shard :: SHARDS[name]]]
+            write_shard(out / f"{name}-{shard:05d}.tar", samples)
+
+
+def write_shard(path: Path, samples: list[dict[str, bytes]]) -> None:
+    """A tar whose bytes depend on nothing but its samples' members, given by extension."""
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for number, members in enumerate(samples):
+            for extension, content in members.items():
+                member = tarfile.TarInfo(f"{number:05d}.{extension}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+
+
+def _sample(entry: Entry, frequency: Counter[str]) -> dict[str, bytes]:
+    record = {
+        "title": entry.title,
+        "caption": titles.caption(entry.title, entry.keywords, frequency),
+        "keywords": entry.keywords,
+        "category": entry.category,
+        "source": f"openclipart/{entry.path}",
+        "licence": "public domain",
+    }
+    return {"webp": entry.webp, "json": json.dumps(record, ensure_ascii=False).encode()}
 
 
 def _usable_size(png: Path) -> bool:
@@ -133,12 +145,6 @@ def _encode(png: Path) -> bytes | None:
     buffer = io.BytesIO()
     picture.save(buffer, "WEBP", quality=QUALITY, alpha_quality=10, method=6)
     return buffer.getvalue()
-
-
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(content)
-    tar.addfile(member, io.BytesIO(content))
 
 
 def _hash(text: str) -> str:
