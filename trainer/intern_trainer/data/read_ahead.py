@@ -11,17 +11,22 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Callable
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from intern_trainer.config.schema import Data
 from intern_trainer.data.cache import Chunks, FolderChunks, MemoryChunks
 from intern_trainer.data.catalogue import Catalogue
 from intern_trainer.data.storage import Storage
 from intern_trainer.errors import DataError
+from intern_trainer.ranks import Ranks
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 CHUNK = 8 << 20
 """Bytes of one read. At 50 ms to the first byte and 100 MB/s a connection, more gains little."""
@@ -105,42 +110,70 @@ class Plan:
         return MemoryChunks(self.bytes) if self.bytes else None
 
 
-def plan(sources: list[Catalogue], data: Data, lanes: int, workers_on_node: int) -> Plan:
-    """For a worker that serves `lanes` lanes.
+def plan(sources: list[Catalogue], data: Data, lanes_of_workers: list[int], ranks: Ranks) -> Plan:
+    """For the workers of a rank, that serve so many lanes each.
 
     Raises:
         DataError: the windows of a node's workers do not fit into `data.cache_gb`.
     """
+    lanes, workers = max(lanes_of_workers), len(lanes_of_workers)
     shards = sum(
         min(_shards_of_two_windows(source, data.shuffle_window) * lanes, len(source.shards)) for source in sources
     )
     remote = [source for source in sources if source.is_remote]
     if not remote:
         return Plan(shards)
-    needed = sum(min(_bytes_of_two_windows(s, data.shuffle_window) * lanes, int(s.sizes.sum())) for s in remote)
+    whole = sum(int(source.sizes.sum()) for source in remote)
+    needed = min(sum(_bytes_of_two_windows(source, data.shuffle_window) * lanes for source in remote), whole)
     ahead = lanes * data.shuffle_window
-    what = f"two windows of {data.shuffle_window} samples for each of {lanes} lanes take {_mib(needed)} a worker"
+    what = f"two windows of {data.shuffle_window} samples for each of {lanes} lanes take {needed / 1e9:.2f} GB a worker"
     if data.cache_dir is not None:
-        limit = int(data.cache_gb * 1e9)
-        whole = min(needed * workers_on_node, sum(int(s.sizes.sum()) for s in remote))
-        if whole > limit:
+        limit, at_once = int(data.cache_gb * 1e9), min(needed * workers * _ranks_on_node(), whole)
+        if at_once > limit:
             raise DataError(
-                f"{what}, {whole / 1e9:.1f} GB for the {workers_on_node} of a node; data.cache_gb is {data.cache_gb:g}",
+                f"{what}, {at_once / 1e9:.1f} GB on a node; data.cache_gb is {data.cache_gb:g}",
                 "what is being read has room in data.cache_dir, else it is fetched again and again",
-                f"data.cache_gb={math.ceil(1.2 * whole / 1e9)}, or a smaller data.shuffle_window",
+                f"data.cache_gb={math.ceil(1.2 * at_once / 1e9)}, or a smaller data.shuffle_window",
             )
         return Plan(shards, needed, data.cache_dir, limit, ahead)
     if needed > data.read_ahead_mb << 20:
-        log.warning(
-            "remote data is read sample by sample: %s, data.read_ahead_mb is %d; give a data.cache_dir on a local "
-            "disk, or a smaller data.shuffle_window, or data.read_ahead_mb=%d",
-            what,
-            data.read_ahead_mb,
-            -(-needed >> 20) + 1,
-        )
+        if ranks.is_main:
+            log.warning(
+                "remote data is read sample by sample: %s, data.read_ahead_mb is %d; give a data.cache_dir on a "
+                "local disk, or a smaller data.shuffle_window, or data.read_ahead_mb=%d",
+                what,
+                data.read_ahead_mb,
+                -(-needed >> 20),
+            )
         return Plan(shards)
-    log.info("remote data: %s, held in its memory", what)
+    readers = sum(lanes_of_workers) * ranks.world_size / data.lanes
+    if readers > 1.1 and ranks.is_main:
+        log.warning(
+            "each lane is read by %.1f workers on average, and so its data as often: best data.lanes is a multiple of "
+            "ranks x data.workers = %d; or give a data.cache_dir",
+            readers,
+            ranks.world_size * workers,
+        )
     return Plan(shards, needed, ahead=ahead)
+
+
+def announced(rows: Iterator[T], announce: Callable[[T], None], ahead: int) -> Iterator[T]:
+    """The rows, each announced when it is `ahead` rows away. That distance grows from 1 on, by one with each row given:
+    the first row does not wait for all the announcements.
+    """
+    waiting, fresh = deque[T](), 0
+    for row in rows:
+        announce(row)
+        waiting.append(row)
+        fresh += 1
+        if len(waiting) > ahead or fresh == 2:
+            yield waiting.popleft()
+            fresh = 0
+    yield from waiting
+
+
+def _ranks_on_node() -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or 1)
 
 
 def _shards_of_two_windows(source: Catalogue, window: int) -> int:
@@ -150,10 +183,6 @@ def _shards_of_two_windows(source: Catalogue, window: int) -> int:
 def _bytes_of_two_windows(source: Catalogue, window: int) -> int:
     mean = int(source.sizes.sum()) / source.total
     return 2 * (math.ceil(window * mean) + CHUNK)
-
-
-def _mib(size: int) -> str:
-    return f"{size / (1 << 20):.0f} MiB"
 
 
 def sequential(sources: list[Catalogue]) -> Chunks | None:

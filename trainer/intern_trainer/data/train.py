@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,7 +24,8 @@ from intern_trainer.config.schema import Config
 from intern_trainer.data import transforms
 from intern_trainer.data.catalogue import Catalogue
 from intern_trainer.data.decoders import choose, describe
-from intern_trainer.data.order import Order, rank_offsets
+from intern_trainer.data.order import Order, Place, rank_offsets
+from intern_trainer.data.read_ahead import announced, plan
 from intern_trainer.data.reader import Bad, OtherCaptions, Reader, Sample, read_or_bad
 from intern_trainer.data.sources import catalogues
 from intern_trainer.data.stages import Stages
@@ -71,6 +73,10 @@ class TrainData:
         self._config, self._ranks, self._views, self._sources = config, ranks, views, sources
         self._phases = Phases(config)
         self._slots = {span: _slots(config, span, ranks) for span in self._phases.spans}
+        self._workers = min(data.workers, *(len(slots[0]) for slots in self._slots.values()))
+        counts, weights = zip(*((source.counts, source.weight) for source in sources), strict=True)
+        self._order = Order(counts, weights, train.seed, data.lanes, data.shuffle_window)
+        self._reads = plan(sources, data, self._lanes_of_workers(), ranks)
         self._others = OtherCaptions(sources, train.seed) if data.shuffle_captions else None
         self._feed: Feed | None = None
         self._read, self._bad_ids = 0, set[str]()
@@ -99,13 +105,9 @@ class TrainData:
             DataError: more bad samples than `data.max_bad_fraction`, or a source that cannot be read any more.
         """
         self.close()
-        data = self._config.data
-        workers = min(data.workers, *(len(slots[0]) for slots in self._slots.values()))
-        prefetch = data.prefetch
-        feed = Feed(
-            partial(self._parts, step), workers, prefetch, pin_memory=self._ranks.device.type == "cuda"
-        )
-        self._feed = feed
+        workers, pin = self._workers, self._ranks.device.type == "cuda"
+        self._order.at(self._phases.first_sample(step))  # the epoch's permutation: made here, all workers share it
+        self._feed = feed = Feed(partial(self._parts, step), workers, self._config.data.prefetch, pin_memory=pin)
         while self._feed is feed:
             micro_batches = self._slots[self._phases.at(step)]
             yield [self._batch([next(feed) for _ in range(max(workers, 1))]) for _ in micro_batches]
@@ -122,34 +124,47 @@ class TrainData:
 
         Rows are cut by lane, so that each worker, too, reads a few lanes in sequence.
         """
-        config = self._config
-        counts, weights = zip(*((source.counts, source.weight) for source in self._sources), strict=True)
-        order = Order(counts, weights, config.train.seed, config.data.lanes, config.data.shuffle_window)
-        views = self._views
+        config, views, reads = self._config, self._views, self._reads
         crops = {
             span: transforms.TrainViews(span.image_size, config.data.augment, views.images, views.overlap)
             for span in self._phases.spans
         }
         crop = crops[self._phases.at(step)]
         reader = Reader(
-            self._sources, config.data, config.data.index_dir, crop, self._others, open_indexes=config.data.lanes + 8
+            self._sources, config.data, config.data.index_dir, crop, self._others, reads.shards, reads.chunks()
         )
         remote = any(source.is_remote for source in self._sources)
         # a remote read waits far longer than it computes
-        with ThreadPoolExecutor(REMOTE_READS if remote else 1) as pool:
+        with closing(reader), ThreadPoolExecutor(REMOTE_READS if remote else 1) as pool:
             apply = pool.map if remote else map
-            while True:
-                span, first = self._phases.at(step), self._phases.first_sample(step)
+            rows = ((span, rows, [self._order.at(p) for p in rows]) for span, rows in self._rows(step, worker, workers))
+            ahead = reads.ahead // max(1, len(_share(self._slots[self._phases.at(step)][0], worker, workers)))
+            for span, positions, places in announced(rows, lambda row: reader.announce(row[2]), ahead):
                 reader.crop = crops[span]
-                for slots in self._slots[span]:
-                    mine = slots[len(slots) * worker // workers : len(slots) * (worker + 1) // workers]
-                    yield self._part(reader, order, [first + int(slot) for slot in mine], apply)
-                step += 1
+                yield self._part(reader, positions, places, apply)
 
-    def _part(self, reader: Reader, order: Order, positions: list[int], apply: Callable[..., Iterable]) -> _Part:
+    def _rows(self, step: int, worker: int, workers: int) -> Iterator[tuple[Span, list[int]]]:
+        """Positions of a worker's rows, a list a micro-batch, from `step` on for ever."""
+        while True:
+            span, first = self._phases.at(step), self._phases.first_sample(step)
+            for slots in self._slots[span]:
+                yield span, [first + int(slot) for slot in _share(slots, worker, workers)]
+            step += 1
+
+    def _lanes_of_workers(self) -> list[int]:
+        """How many lanes each of this rank's workers serves, in the phase where they are most."""
+        workers, lanes = max(self._workers, 1), self._config.data.lanes
+
+        def served(worker: int, slots: list[np.ndarray]) -> int:
+            return len({int(slot) % lanes for each in slots for slot in _share(each, worker, workers)})
+
+        return [max(served(worker, slots) for slots in self._slots.values()) for worker in range(workers)]
+
+    def _part(self, reader: Reader, positions: list[int], places: list[Place], apply: Callable[..., Iterable]) -> _Part:
         bad: list[Bad] = []
+        order = self._order
         seeds = [order.augmentation_seed(position) for position in positions]
-        found = apply(partial(read_or_bad, reader), [order.at(position) for position in positions], seeds)
+        found = apply(partial(read_or_bad, reader), places, seeds)
         samples = [
             one if isinstance(one, Sample) else _in_place_of(one, reader, order, position, bad)
             for one, position in zip(found, positions, strict=True)
@@ -244,6 +259,10 @@ def _batches_by_step(phases: Phases) -> int | list[list[int]]:
         if not changes or changes[-1][1] != span.global_batch:
             changes.append([span.first_step, span.global_batch])
     return changes if len(changes) > 1 else changes[0][1]
+
+
+def _share(slots: np.ndarray, worker: int, workers: int) -> np.ndarray:
+    return slots[len(slots) * worker // workers : len(slots) * (worker + 1) // workers]
 
 
 def _smaller_batch(at_most: int, lanes: int) -> str:
