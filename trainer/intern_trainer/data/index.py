@@ -13,7 +13,6 @@ import io
 import os
 import tarfile
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -175,44 +174,6 @@ def find_or_build(storage: Storage, location: str, index_dir: Path | None) -> Sh
     with contextlib.suppress(OSError):
         write_atomically(path_of(location, made.stamp, index_dir), made.to_bytes())
     return made
-
-
-def index_command(locations: list[str], index_dir: Path | None = None, workers: int = 8) -> int:
-    """`intern-trainer data index`: make the indexes that are missing, and say how many. Gives the exit code.
-
-    Raises:
-        DataError: names every shard that could not be indexed; the others are done all the same.
-    """
-    from intern_trainer.data import catalogue, sources
-
-    storage, made, failures = Storage(), 0, list[str]()
-    counts, sizes = list[int](), list[int]()
-
-    def one(location: str) -> tuple[int, int, bool] | DataError:
-        try:
-            found = find(storage, location, index_dir)
-            index = found or find_or_build(storage, location, index_dir)
-            return len(index), index.end, found is None
-        except DataError as error:
-            return error
-
-    shards = sources.expand(storage, locations)
-    with ThreadPoolExecutor(workers) as pool:
-        for outcome in pool.map(one, shards):
-            if isinstance(outcome, DataError):
-                failures.append(outcome.found)
-            else:
-                counts.append(outcome[0])
-                sizes.append(outcome[1])
-                made += outcome[2]
-    storage.close()
-    print(f"{len(counts)} shards with {sum(counts)} samples; {made} indexes made")
-    if failures:
-        named = "\n    ".join(failures)
-        raise DataError(f"{len(failures)} shard(s) cannot be used:\n    {named}", "", "repair them or leave them out")
-    if len(shards) > sources.INDEX_AT_START:
-        print(catalogue.keep(sources.patterns(locations), index_dir, shards, counts, sizes))
-    return 0
 
 
 def _empty(location: str) -> DataError:

@@ -41,7 +41,7 @@ def check(locations: list[str], config: Config, workers: int, to: Path | None = 
     findings = [_shard(shard, error) for shard, error in chosen.failures.items()]
     for finding in findings:
         _say(finding)
-    for part in each(partial(_check_piece, config), chosen.pieces, workers, "samples (thousands)"):
+    for part in each(partial(_check_piece, config), chosen.pieces, workers, "samples", Piece.__len__):
         for finding in part:
             _say(finding)
         findings += part

@@ -33,6 +33,9 @@ class Piece:
     shard: str
     samples: Sequence[int]
 
+    def __len__(self) -> int:
+        return len(self.samples)
+
 
 @dataclass(frozen=True)
 class Member:
@@ -57,11 +60,6 @@ class Chosen:
     opened: int
     samples: int
     failures: dict[str, DataError]
-
-    @property
-    def size(self) -> int:
-        """Samples in the pieces."""
-        return sum(len(piece.samples) for piece in self.pieces)
 
 
 def choose(locations: list[str], data: Data, workers: int, sample: int | None = None, seed: int = 0) -> Chosen:

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from typing import TypeVar
 
 from rich.console import Console
@@ -26,40 +27,29 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def each(work: Callable[[T], R], items: Sequence[T], workers: int, what: str) -> Iterator[R]:
+def each(
+    work: Callable[[T], R], items: Sequence[T], workers: int, what: str, size: Callable[[T], int] = lambda _: 1
+) -> Iterator[R]:
     """`work(item)` of every item, in their order. A bar on stderr shows how far it is, where that is a terminal.
 
     Args:
-        work: a function that can be pickled; made for one process, called by several (1 worker: by this one).
-        what: the word before the bar.
+        work: a function that can be pickled; called in `workers` processes (1: in this one).
+        what: the word before the bar. size: how much of the bar an item is.
 
     Raises:
         EnvironmentFault: a worker died. And whatever `work` raises.
     """
+    sizes = [size(item) for item in items]
     workers = min(workers, len(items))
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        # the processes are forked before the bar's thread starts: it could hold a lock just then
-        progress.stop()
-        results = map(work, items) if workers <= 1 else _spread(work, items, workers)
-        bar = progress.add_task(what, total=len(items))
-        for result in results:
-            progress.start()
-            progress.advance(bar)
-            yield result
-
-
-def _spread(work: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[R]:
+    if workers <= 1:
+        yield from _shown(map(work, items), sizes, what)
+        return
     with ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _begin) as pool:
-        waiting: deque[Future[R]] = deque()
+        rest = iter(items)
+        # the first one forks all processes, before the bar's thread is there, which could hold a lock just then
+        waiting = deque(pool.submit(work, item) for item in islice(rest, AHEAD * workers))
         try:
-            for item in items:
-                waiting.append(pool.submit(work, item))
-                if len(waiting) > AHEAD * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+            yield from _shown(_results(pool, work, waiting, rest), sizes, what)
         except BrokenProcessPool as error:
             raise EnvironmentFault(
                 "a worker process died",
@@ -68,6 +58,25 @@ def _spread(work: Callable[[T], R], items: Sequence[T], workers: int) -> Iterato
             ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _results(
+    pool: ProcessPoolExecutor, work: Callable[[T], R], waiting: deque[Future[R]], rest: Iterator[T]
+) -> Iterator[R]:
+    while waiting:
+        result = waiting.popleft().result()
+        waiting.extend(pool.submit(work, item) for item in islice(rest, 1))
+        yield result
+
+
+def _shown(results: Iterator[R], sizes: list[int], what: str) -> Iterator[R]:
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task(what, total=sum(sizes))
+        for result, size in zip(results, sizes, strict=True):
+            progress.advance(bar, size)
+            yield result
 
 
 def _begin() -> None:

@@ -45,7 +45,7 @@ def stats(
     numbers = {shard: number for number, shard in enumerate(dict.fromkeys(piece.shard for piece in chosen.pieces))}
     work = [(numbers[piece.shard], piece) for piece in chosen.pieces]
     total = Tally()
-    for part in each(partial(tally, config), work, workers, "samples (thousands)"):
+    for part in each(partial(tally, config), work, workers, "samples", lambda one: len(one[1])):
         total.add(part)
     facts = _facts(total, chosen, list(numbers), config, sample, seed)
     if to is not None:
