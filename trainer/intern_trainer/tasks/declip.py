@@ -55,7 +55,7 @@ class DeclipTask(ContrastiveTask):
     def views(self) -> Views:
         words, rate = text_tokenizer(self.config.model.text), self.config.loss.declip.mask_rate
         texts = DeclipTexts(words, words.sot_token_id, words.eot_token_id, words.vocab_size, rate, self._wordnet)
-        return Views(images=2, texts=texts)
+        return Views(images=2, texts=texts, captions=2)
 
     def forward(self, model: Forward, batch: Batch) -> Outputs:
         """Features of the views, [b, e]; `logit_scale` [1]; of each sample, [b]: `simsiam`, its loss; `words`, the sum
@@ -90,7 +90,7 @@ class DeclipTask(ContrastiveTask):
             self._queue.push(key.detach())
         pairs = [clip_loss(image, key, scale, self.ranks, block) for image, key in product(images, keys)]
         near = [info_nce(image, key, scale, first, block)[0] for image, key in product(images, neighbours)]
-        masked = all_reduce(outputs["masked"].sum())
+        masked = all_reduce(outputs["masked"].detach().sum())
         terms = {
             "clip": torch.stack([loss for loss, _ in pairs]).mean(),
             "nearest": torch.stack(near).mean(),
