@@ -47,9 +47,9 @@ def run_steps(
     return {"losses": losses, "norms": norms, "applied": applied}
 
 
-def debug_config(case: dict[str, Any], world_size: int) -> Any:
+def debug_config(case: dict[str, Any], world_size: int, global_batch: int = 8) -> Any:
     """The real model at debug size; its gradients on noise are large, so its learning rate is small."""
-    config = case_config(case, world_size)
+    config = case_config(case, world_size, global_batch)
     model = {
         "image": "metanet_debug",
         "image_options": {"drop_path_rate": 0.0},
