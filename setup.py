@@ -76,6 +76,7 @@ setup(
             "types-psutil",
             "pyarrow>=18",
             "webdataset>=1.0",  # the peer in `python -m benchmarks loader`
+            "pandas>=2.2",  # open_clip's trainer, the peer in `python -m benchmarks quality`, imports it
         ],
     },
     entry_points={"console_scripts": ["intern-trainer=intern_trainer.cli:main"]},
