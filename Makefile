@@ -49,7 +49,7 @@ imports: $(STAMP)  ## who may import whom
 
 check: lint types imports  ## all of lint, types, imports
 
-figures: $(STAMP)  ## the README's table: 3 seeds and the control with shuffled captions
+figures: $(STAMP)  ## the README's table: each loss, 3 seeds, and a control with shuffled captions
 	$(BIN)/python -m benchmarks figures
 
 clean:  ## remove what was set up and built (not the runs)

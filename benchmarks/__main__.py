@@ -10,7 +10,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY / root) for root in ("kernels", "model_zoo", "trainer")]
 
 BENCHMARKS = {
-    "figures": "what the default run reaches on the embedded test set: 3 seeds, and the control with shuffled captions",
+    "figures": "what each loss reaches on the embedded and the emoji data: 3 seeds, and a control with shuffled captions",
     "loop": "our training loop with DeepSpeed against a bare PyTorch loop",
     "quality": "compute to equal held-out R@1: the fast recipe and open_clip's trainer against plain training",
     "loader": "our loader against a plain webdataset pipeline",

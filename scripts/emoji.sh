@@ -27,7 +27,7 @@ fetch_npm() {  # folder, package@version, file that npm makes of it
 if [ -z "${FONT:-}" ]; then
   if [ ! -d "$raw/font" ]; then
     say "fetching fonts-noto-color-emoji (apt)"
-    (cd "$raw" && apt-get download fonts-noto-color-emoji >/dev/null && dpkg-deb -x fonts-noto-color-emoji_*.deb font.partial && rm -f fonts-noto-color-emoji_*.deb && mv font.partial font)
+    (cd "$raw" && apt-get -o APT::Sandbox::User=root download fonts-noto-color-emoji >/dev/null && dpkg-deb -x fonts-noto-color-emoji_*.deb font.partial && rm -f fonts-noto-color-emoji_*.deb && mv font.partial font)
   fi
   FONT=$raw/font/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf
 fi
