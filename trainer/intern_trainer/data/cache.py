@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -22,25 +24,37 @@ ABANDONED = 3600
 
 
 class Chunks(Protocol):
-    def read(self, name: str, offset: int, size: int, fetch: Fetch) -> bytes:
-        """A piece of the chunk, which is fetched if it is not there."""
+    def read(self, name: str, offset: int, size: int, fetch: Fetch, prepared: bool) -> bytes:
+        """A piece of the chunk (up to its end), which is fetched if it is not there. `prepared`: by `prepare`, for this read."""
 
     def prepare(self, name: str, fetch: Fetch) -> None:
-        """See that the chunk is there or on its way."""
+        """One more `read` of this chunk will come: see that it is there or on its way."""
 
 
 class MemoryChunks:
-    """At most `limit` bytes, not counting those on their way."""
+    """At most `limit` bytes, not counting those on their way; but chunks stay while reads of them are to come."""
 
     def __init__(self, limit: int) -> None:
-        self._kept: Kept[str, bytes] = Kept(limit, len)
+        self._to_come: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._kept: Kept[str, bytes] = Kept(limit, len, needed=lambda name: self._to_come[name] > 0)
 
-    def read(self, name: str, offset: int, size: int, fetch: Fetch) -> bytes:
-        return self._kept.get(name, fetch)[offset : offset + size]
+    def read(self, name: str, offset: int, size: int, fetch: Fetch, prepared: bool) -> bytes:
+        piece = self._kept.get(name, fetch)[offset : offset + size]
+        if prepared:
+            self._count(name, -1)
+        return piece
 
     def prepare(self, name: str, fetch: Fetch) -> None:
-        if not self._kept.touch(name):
+        self._count(name, 1)
+        if name not in self._kept:
             self._kept.get(name, fetch)
+
+    def _count(self, name: str, change: int) -> None:
+        with self._lock:
+            self._to_come[name] += change
+            if not self._to_come[name]:
+                del self._to_come[name]
 
 
 class FolderChunks:
@@ -58,7 +72,7 @@ class FolderChunks:
         except OSError as error:
             raise _unusable(folder, error) from error
 
-    def read(self, name: str, offset: int, size: int, fetch: Fetch) -> bytes:
+    def read(self, name: str, offset: int, size: int, fetch: Fetch, prepared: bool) -> bytes:
         while True:
             piece = self._piece(name, offset, size)
             if piece is None:

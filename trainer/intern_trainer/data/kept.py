@@ -17,10 +17,13 @@ class Kept(Generic[K, V]):
 
     Args:
         limit: of the weights of all values together.
+        needed: keys that are not dropped, even beyond the limit.
     """
 
-    def __init__(self, limit: int, weigh: Callable[[V], int] = lambda _: 1) -> None:
-        self._limit, self._weigh, self._weight = limit, weigh, 0
+    def __init__(
+        self, limit: int, weigh: Callable[[V], int] = lambda _: 1, needed: Callable[[K], bool] = lambda _: False
+    ) -> None:
+        self._limit, self._weigh, self._needed, self._weight = limit, weigh, needed, 0
         self._values: OrderedDict[K, Future[V]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -34,13 +37,10 @@ class Kept(Generic[K, V]):
                 mine = self._values[key] = Future[V]()
         return known.result() if known is not None else self._make(key, make, mine)
 
-    def touch(self, key: K) -> bool:
-        """Whether the value is there or being made; if so it counts as used."""
+    def __contains__(self, key: K) -> bool:
+        """Whether the value is there or being made."""
         with self._lock:
-            if key in self._values:
-                self._values.move_to_end(key)
-                return True
-            return False
+            return key in self._values
 
     def clear(self) -> None:
         with self._lock:
@@ -59,7 +59,7 @@ class Kept(Generic[K, V]):
         with self._lock:
             self._weight += self._weigh(value)
             while self._weight > self._limit:
-                oldest = next((k for k, future in self._values.items() if future.done()), None)
+                oldest = next((k for k, v in self._values.items() if v.done() and not self._needed(k)), None)
                 if oldest is None:
                     break
                 self._weight -= self._weigh(self._values.pop(oldest).result())

@@ -11,7 +11,7 @@ from intern_trainer.data.catalogue import Catalogue
 from intern_trainer.data.index import ShardIndex
 from intern_trainer.data.kept import Kept
 from intern_trainer.data.order import Place
-from intern_trainer.data.read_ahead import ReadAhead, RemoteShard
+from intern_trainer.data.read_ahead import Extent, ReadAhead
 from intern_trainer.data.storage import Storage
 from intern_trainer.errors import DataError
 
@@ -49,12 +49,10 @@ class Members:
             DataError: the shard cannot be read, or changed since its catalogue was made.
         """
         members = self._at(place)
-        if not members:
-            return {}
         start, end = _hull(members)
         source = self._catalogues[place.source]
         if self._ahead is not None and source.is_remote:
-            content = self._ahead.read(self._remote(place), start, end - start)
+            content = self._ahead.read(place, self._extent(place))
         else:
             content = self._storage.read(source.shards[place.shard], start, end - start)
         return {e: content[offset - start : offset - start + size] for e, (offset, size) in members.items()}
@@ -65,7 +63,7 @@ class Members:
             return
         for place in places:
             if self._catalogues[place.source].is_remote:
-                self._ahead.announce(partial(self._extent, place))
+                self._ahead.announce(place, partial(self._extent, place))
 
     def close(self) -> None:
         if self._ahead is not None:
@@ -73,16 +71,9 @@ class Members:
         self._storage.close()
         self._indexes.clear()
 
-    def _extent(self, place: Place) -> tuple[RemoteShard, int, int] | None:
-        members = self._at(place)
-        if not members:
-            return None
-        start, end = _hull(members)
-        return self._remote(place), start, end - start
-
-    def _remote(self, place: Place) -> RemoteShard:
-        found = self._index(place)
-        return RemoteShard(self._catalogues[place.source].shards[place.shard], found.stamp, found.end)
+    def _extent(self, place: Place) -> Extent:
+        found, (start, end) = self._index(place), _hull(self._at(place))
+        return Extent(self._catalogues[place.source].shards[place.shard], found.stamp, start, end, found.end)
 
     def _at(self, place: Place) -> dict[str, tuple[int, int]]:
         return {e: at for e, at in self._index(place).members(place.index).items() if e in self._wanted}
@@ -106,4 +97,6 @@ class Members:
 
 
 def _hull(members: dict[str, tuple[int, int]]) -> tuple[int, int]:
-    return min(offset for offset, _ in members.values()), max(offset + size for offset, size in members.values())
+    """From the first to the last of them; (0, 0) of none."""
+    starts = [offset for offset, _ in members.values()]
+    return min(starts, default=0), max((offset + size for offset, size in members.values()), default=0)

@@ -13,14 +13,15 @@ import logging
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Hashable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from intern_trainer.config.schema import Data
-from intern_trainer.data.cache import Chunks, FolderChunks, MemoryChunks
+from intern_trainer.data.cache import Chunks, Fetch, FolderChunks, MemoryChunks
 from intern_trainer.data.catalogue import Catalogue
 from intern_trainer.data.storage import Storage
 from intern_trainer.errors import DataError
@@ -35,57 +36,59 @@ THREADS = 8
 
 
 @dataclass(frozen=True)
-class RemoteShard:
-    """stamp: changes with its content. end: bytes up to the end of its last member."""
+class Extent:
+    """Bytes `start` to `end` of a remote shard, whose `stamp` changes with its content, and whose last member ends at
+    `shard_end`.
+    """
 
     location: str
     stamp: str
+    start: int
     end: int
+    shard_end: int
 
 
 class ReadAhead:
-    """Reads remote shards by chunks; safe to call from several threads. Made anew in every process."""
+    """Reads pieces of remote shards by chunks; safe to call from several threads. Made anew in every process."""
 
     def __init__(self, storage: Storage, chunks: Chunks) -> None:
         self._storage, self._chunks = storage, chunks
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="read-ahead")
+        self._announced: dict[Hashable, Future[None]] = {}
 
-    def read(self, shard: RemoteShard, start: int, size: int) -> bytes:
-        """`size` bytes from `start`.
+    def read(self, key: Hashable, extent: Extent) -> bytes:
+        """What was announced as `key`, or was not.
 
         Raises:
             DataError: the shard cannot be read.
         """
-        end, pieces = start + size, []
-        for number in range(start // CHUNK, -(-end // CHUNK)):
-            first = max(start - number * CHUNK, 0)
-            last = min(end - number * CHUNK, CHUNK)
-            pieces.append(self._chunks.read(_name(shard, number), first, last - first, self._fetch(shard, number)))
+        announced = self._announced.pop(key, None)
+        prepared = announced is not None and not announced.cancel()  # what was not begun is not needed any more
+        pieces = []
+        for name, first, fetch in self._cut(extent):
+            start = max(extent.start, first)
+            pieces.append(self._chunks.read(name, start - first, extent.end - start, fetch, prepared))
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def announce(self, extent: Callable[[], tuple[RemoteShard, int, int] | None]) -> None:
-        """Fetch what `extent` (called in another thread, for it may have to read an index) says that `read` will be
-        asked for: shard, start, size."""
-        self._pool.submit(self._prepare, extent)
+    def announce(self, key: Hashable, extent: Callable[[], Extent]) -> None:
+        """Fetch what `read` will be asked for; `extent` is called in another thread: it may have to read an index."""
+        self._announced[key] = self._pool.submit(self._prepare, extent)
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _prepare(self, extent: Callable[[], tuple[RemoteShard, int, int] | None]) -> None:
-        # what goes wrong here, goes wrong again and is told when the sample is read
-        found = extent()
-        if found is not None:
-            shard, start, size = found
-            for number in range(start // CHUNK, -(-(start + size) // CHUNK)):
-                self._chunks.prepare(_name(shard, number), self._fetch(shard, number))
+    def _prepare(self, extent: Callable[[], Extent]) -> None:
+        # what goes wrong here goes wrong again when the sample is read, and is told then
+        for name, _, fetch in self._cut(extent()):
+            self._chunks.prepare(name, fetch)
 
-    def _fetch(self, shard: RemoteShard, number: int) -> Callable[[], bytes]:
-        start = number * CHUNK
-        return lambda: self._storage.read(shard.location, start, min(CHUNK, shard.end - start))
-
-
-def _name(shard: RemoteShard, number: int) -> str:
-    return f"{hashlib.sha256(f'{shard.location}|{shard.stamp}'.encode()).hexdigest()[:32]}-{CHUNK}-{number}"
+    def _cut(self, extent: Extent) -> Iterator[tuple[str, int, Fetch]]:
+        """The chunks that it lies in: name, first byte, what fetches it."""
+        shard = hashlib.sha256(f"{extent.location}|{extent.stamp}".encode()).hexdigest()[:32]
+        for number in range(extent.start // CHUNK, -(-extent.end // CHUNK)):
+            first = number * CHUNK
+            size = min(CHUNK, extent.shard_end - first)
+            yield f"{shard}-{CHUNK}-{number}", first, partial(self._storage.read, extent.location, first, size)
 
 
 @dataclass(frozen=True)
@@ -128,12 +131,12 @@ def plan(sources: list[Catalogue], data: Data, lanes_of_workers: list[int], rank
     ahead = lanes * data.shuffle_window
     what = f"two windows of {data.shuffle_window} samples for each of {lanes} lanes take {needed / 1e9:.2f} GB a worker"
     if data.cache_dir is not None:
-        limit, at_once = int(data.cache_gb * 1e9), min(needed * workers * _ranks_on_node(), whole)
+        limit, at_once = int(data.cache_gb * 1e9), 1.2 * min(needed * workers * _ranks_on_node(), whole)
         if at_once > limit:
             raise DataError(
-                f"{what}, {at_once / 1e9:.1f} GB on a node; data.cache_gb is {data.cache_gb:g}",
+                f"{what}, with some room {at_once / 1e9:.1f} GB on a node; data.cache_gb is {data.cache_gb:g}",
                 "what is being read has room in data.cache_dir, else it is fetched again and again",
-                f"data.cache_gb={math.ceil(1.2 * at_once / 1e9)}, or a smaller data.shuffle_window",
+                f"data.cache_gb={math.ceil(at_once / 1e9)}, or a smaller data.shuffle_window",
             )
         return Plan(shards, needed, data.cache_dir, limit, ahead)
     if needed > data.read_ahead_mb << 20:
