@@ -101,7 +101,8 @@ class Reader:
             return self.crop(decode.picture(content, self._max_pixels)), None
         with self.stages.of("decode"):
             picture = open_picture(content, self._max_pixels, self._decoder)
-        return self.crop(picture, seed, self.stages), self.crop.boxes(picture.size, seed)
+        drawn = self.crop.draws(picture.size, seed)
+        return self.crop.make(picture, drawn, self.stages), self.crop.boxes(picture.size, drawn)
 
     def _caption(self, members: dict[str, bytes], record: dict[str, Any], seed: int) -> str:
         drawn = mix(seed, 3) if isinstance(self.crop, TrainViews) else None

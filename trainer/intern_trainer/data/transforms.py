@@ -47,13 +47,16 @@ class TrainViews:
     def __init__(self, size: int, augment: Augment, views: int = 1, overlap: float = 0.0) -> None:
         self.size, self.augment, self.views, self.overlap = size, augment, views, overlap
 
-    def __call__(self, picture: Picture, seed: int, stages: Stages | None = None) -> tuple[np.ndarray, ...]:
+    def __call__(self, picture: Picture, seed: int) -> tuple[np.ndarray, ...]:
         """uint8 [size, size, 3], one a view.
 
         Raises:
             BadSample: the picture cannot be decoded.
         """
-        stages, drawn = stages or Stages(), self.draws(picture.size, seed)
+        return self.make(picture, self.draws(picture.size, seed), Stages())
+
+    def make(self, picture: Picture, drawn: list[Draw], stages: Stages) -> tuple[np.ndarray, ...]:
+        """The same, of what was drawn."""
         with stages.of("decode"):
             pixels = picture.pixels(self.shrink(drawn))
         with stages.of("transform"):
@@ -89,12 +92,11 @@ class TrainViews:
             found.append(Draw(box, rng.random() < self.augment.flip, colours.draw(self.augment, rng)))
         return found
 
-    def boxes(self, size: tuple[int, int], seed: int) -> np.ndarray:
-        """float32 [views, 4]: where the views lie, as `Views.boxes` describes it."""
+    @staticmethod
+    def boxes(size: tuple[int, int], drawn: list[Draw]) -> np.ndarray:
+        """float32 [views, 4]: where the views of a picture of this size lie, as `Views.boxes` describes it."""
         width, height = size
-        edges = [
-            (r, t, left, b) if mirrored else (left, t, r, b) for (left, t, r, b), mirrored, _ in self.draws(size, seed)
-        ]
+        edges = [(r, t, left, b) if mirrored else (left, t, r, b) for (left, t, r, b), mirrored, _ in drawn]
         return np.array(edges, np.float32) / np.array([width, height, width, height], np.float32)
 
     def shrink(self, drawn: list[Draw]) -> int:
@@ -157,13 +159,14 @@ def normalise(
     """Parts of a batch, uint8 [b_i, h, w, 3], as one on `device`: float [b, 3, h, w] with channels-last strides,
     (x / 255 - mean) / std.
     """
-    scale = torch.tensor([1 / (255 * s) for s in std], device=device)
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)
-    rows = [len(part) for part in parts_bhwc]
-    image_bhwc = torch.empty(sum(rows), *parts_bhwc[0].shape[1:], device=device)
-    for part, out in zip(parts_bhwc, image_bhwc.split(rows), strict=True):
-        torch.addcmul(shift, out.copy_(part, non_blocking=True), scale, out=out)
-    return image_bhwc.permute(0, 3, 1, 2)
+    rows, (h, w, _) = [len(part) for part in parts_bhwc], parts_bhwc[0].shape[1:]
+    # for each channel of each pixel of a line: a loop over three channels alone would be several times slower
+    scale = torch.tensor([1 / (255 * s) for s in std], device=device).repeat(w)
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device).repeat(w)
+    lines = torch.empty(sum(rows), h, w * 3, device=device)
+    for part, out in zip(parts_bhwc, lines.split(rows), strict=True):
+        torch.addcmul(shift, out.copy_(part.flatten(2), non_blocking=True), scale, out=out)
+    return lines.unflatten(2, (w, 3)).permute(0, 3, 1, 2)
 
 
 def eval_transform(config: Config) -> Callable[[Image.Image], Tensor]:

@@ -34,7 +34,9 @@ def test_boxes_say_where_each_pixel_of_a_view_comes_from() -> None:
     mirrored = 0
     for seed in range(30):
         for pixels, (left, top, right, bottom) in zip(
-            views(open_picture(picture, 10**6), seed), views.boxes((200, 120), seed), strict=True
+            views(open_picture(picture, 10**6), seed),
+            views.boxes((200, 120), views.draws((200, 120), seed)),
+            strict=True,
         ):
             mirrored += left > right
             at = (np.arange(side) + 0.5) / side
