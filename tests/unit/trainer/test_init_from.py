@@ -14,13 +14,16 @@ import pytest
 import timm
 import torch
 from intern_trainer.checkpoint import Progress, save
+from intern_trainer.config.losses import Loss
 from intern_trainer.config.schema import Config
 from intern_trainer.errors import CheckpointError
 from intern_trainer.init_from import initialise
 from intern_trainer.ranks import Ranks
 from intern_trainer.slices import Read
+from intern_trainer.tasks import build_task
 from intern_trainer.text import text_options
-from intern_zoo.two_tower import TwoTower, create_two_tower
+from intern_zoo.declip import DeclipTowers
+from intern_zoo.two_tower import AUXILIARY, TwoTower, create_two_tower
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -98,6 +101,40 @@ def test_a_run_its_checkpoint_and_its_export(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "intern_two_tower"}))
     save_file({f"model.{name}": tensor for name, tensor in origin.state_dict().items()}, folder / "model.safetensors")
     assert same(origin.state_dict(), start(config(folder)).state_dict())
+
+
+def declip(settings: Config, queue: int) -> Config:
+    """The same towers, trained by DeCLIP's loss."""
+    loss = Loss.model_validate({"kind": "declip", "declip": {"queue": queue, "projector": 8, "predictor": 4}})
+    return settings.model_copy(update={"loss": loss})
+
+
+def build_declip(settings: Config, seed: int) -> TwoTower:
+    torch.manual_seed(seed)
+    model = build_task(settings, ALONE).build_model()
+    assert isinstance(model, DeclipTowers)
+    model.heads.queue.push(torch.randn(3, 16))
+    return model
+
+
+def test_runs_of_clip_and_declip_start_each_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    clip, other = build(config(""), seed=0), build_declip(declip(config(""), 8), seed=2)
+    checkpoint(tmp_path / "clip", clip, config(""))
+    checkpoint(tmp_path / "declip", other, declip(config(""), 8))
+    from_clip, from_declip = config(tmp_path / "clip", weights="raw"), config(tmp_path / "declip", weights="raw")
+
+    assert same(start(from_declip).state_dict(), other.state_dict())  # its heads are left out
+    assert not caplog.records
+    heads = [name for name in other.state_dict() if name.startswith(AUXILIARY)]
+    cases = [(from_clip, 8, clip, True), (from_declip, 8, other, False), (from_declip, 9, other, True)]
+    for settings, queue, origin, fresh in cases:  # another length of queue: none of the heads is taken over
+        model, untouched = (build_declip(declip(settings, queue), seed=1) for _ in range(2))
+        initialise(BareEngine(model), declip(settings, queue), ALONE)  # type: ignore[arg-type]
+        towers = {name: tensor for name, tensor in origin.state_dict().items() if name not in heads}
+        assert same(towers, model.state_dict())
+        expected = (untouched if fresh else other).state_dict()
+        assert all(torch.equal(model.state_dict()[name], expected[name]) for name in heads)
+    assert caplog.text.count("they start fresh: heads, text.token_embedding.mask") == 2
 
 
 def test_a_timm_file_fills_the_trunk_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -25,10 +25,16 @@ SMALL = {
 
 
 def make_run(
-    folder: Path, average: bool = True, ranks: int = 3, model: dict | None = None, step: int = 20
+    folder: Path,
+    average: bool = True,
+    ranks: int = 3,
+    model: dict | None = None,
+    step: int = 20,
+    loss: dict | None = None,
 ) -> tuple[Config, nn.Module]:
     """Write RUN with one checkpoint whose tensors are cut over `ranks`; gives its configuration and its model."""
-    config = Config.model_validate({"model": SMALL | (model or {}), "data": {"train": "embedded:train"}})
+    sections = {"model": SMALL | (model or {}), "data": {"train": "embedded:train"}, "loss": loss or {}}
+    config = Config.model_validate(sections)
     towers = made_up(build_task(config, ALONE).build_model())
     parameters = {name: parameter.detach() for name, parameter in towers.named_parameters()}
     buffers = {name: tensor for name, tensor in towers.state_dict().items() if name not in parameters}

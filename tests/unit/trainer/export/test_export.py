@@ -72,6 +72,18 @@ def test_folder_holds_the_averaged_weights_the_card_and_the_code(run, tmp_path, 
     assert list(tmp_path.iterdir()) == [out]
 
 
+def test_what_served_the_loss_alone_stays_behind(tmp_path):
+    heads = {"queue": 7, "projector": 8, "predictor": 4}
+    _, model = make_run(tmp_path / "run", ranks=1, loss={"kind": "declip", "declip": heads})
+    report = export_run(tmp_path / "run", tmp_path / "hf")
+    weights, state = dict(read_folder(tmp_path / "hf")), model.state_dict()
+    behind = state.keys() - weights.keys()
+    assert "text.token_embedding.mask" in behind
+    assert {name for name in behind if not name.startswith("heads.")} == {"text.token_embedding.mask"}
+    assert all(torch.equal(tensor, state[name]) for name, tensor in weights.items())
+    assert report.parameters == sum(p.numel() for name, p in model.named_parameters() if name in weights)
+
+
 def test_raw_weights_and_a_chosen_checkpoint(run, tmp_path):
     folder, _, model = run
     checkpoint = next((folder / "checkpoints").glob("step-*"))
