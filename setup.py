@@ -62,6 +62,7 @@ setup(
         "s3": ["s3fs"],
         "gcs": ["gcsfs"],
         "wandb": ["wandb"],
+        "jpeg": ["simplejpeg>=1.8"],  # decodes training pictures faster than Pillow
         "data": ["pyarrow>=18"],  # Parquet tables in `intern-trainer data shard`
         # NVIDIA's apex is not on PyPI (PyPI's `apex` is another project), so no extra can name it; docs/apex.md builds
         # it from source
@@ -75,7 +76,9 @@ setup(
             "types-PyYAML",
             "types-psutil",
             "pyarrow>=18",
-            "webdataset>=1.0",  # the peer in `python -m benchmarks loader`
+            "simplejpeg>=1.8",
+            "webdataset>=1.0",  # the peers in `python -m benchmarks loader`: this, open_clip's trainer and
+            "litdata>=0.2.70",
             "pandas>=2.2",  # open_clip's trainer, the peer in `python -m benchmarks quality`, imports it
         ],
     },

@@ -13,7 +13,7 @@ BENCHMARKS = {
     "figures": "what each loss reaches on the embedded and the emoji data: 3 seeds, and a control with shuffled captions",
     "loop": "our training loop with DeepSpeed against a bare PyTorch loop",
     "quality": "compute to equal held-out R@1: the fast recipe and open_clip's trainer against plain training",
-    "loader": "our loader against a plain webdataset pipeline",
+    "loader": "our loader against open_clip's own pipeline, plain webdataset and litdata",
 }
 
 
