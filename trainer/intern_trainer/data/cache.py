@@ -25,7 +25,7 @@ ABANDONED = 3600
 
 class Chunks(Protocol):
     def read(self, name: str, offset: int, size: int, fetch: Fetch, prepared: bool) -> bytes:
-        """A piece of the chunk (up to its end), which is fetched if it is not there. `prepared`: by `prepare`, for this read."""
+        """A piece of the chunk, up to its end; fetched if it is not there. `prepared`: by `prepare`, for this read."""
 
     def prepare(self, name: str, fetch: Fetch) -> None:
         """One more `read` of this chunk will come: see that it is there or on its way."""
