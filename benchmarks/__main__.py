@@ -14,6 +14,7 @@ BENCHMARKS = {
     "order": "start and resume at full size: 1 M shards, 10 B samples, 1,024 ranks; time to the first batch, memory",
     "loop": "our training loop with DeepSpeed against a bare PyTorch loop",
     "drop_path": "stochastic depth that computes the kept samples alone against the masked form",
+    "drop_path": "stochastic depth that computes the kept samples alone against the masked form",
     "quality": "compute to equal held-out R@1: the fast recipe and open_clip's trainer against plain training",
     "loader": "our loader against open_clip's own pipeline, plain webdataset and litdata",
 }

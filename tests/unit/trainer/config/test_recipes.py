@@ -15,6 +15,7 @@ from tests.unit.trainer.checkpoint.fakes import ALONE
 RECIPES = Path(__file__).parents[4] / "configs" / "stage1"
 KNOWN = {  # name: ranks of the header, accumulation, millions of parameters of the image and the text tower
     "debug": (2, 1, None, None),
+    "debug_fast": (2, 1, None, None),
     "emoji": (2, 1, None, None),
     "declip_debug": (2, 1, None, None),
     "b4": (8, 1, 31, 63),
