@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 import numpy as np
 
 from intern_trainer.config.schema import Data
-from intern_trainer.data import decode, index
+from intern_trainer.data import captions, decode, index
 from intern_trainer.data.captions import CaptionRules
 from intern_trainer.data.order import mix, permutation
 from intern_trainer.data.sources import expand
@@ -21,6 +21,8 @@ PIECE = 1000
 """Samples of one piece of work."""
 SAMPLED_SHARDS = 512
 """A sample is drawn from this many shards at most: indexes of all shards of a huge source need not exist for it."""
+ALL_CAPTIONS = "json.captions"
+"""Where a sample keeps several captions."""
 BLOCK_BYTES = 8 << 20
 GAP_BYTES = 64 << 10
 WANTED = (*decode.PICTURES, "txt", "json")
@@ -107,6 +109,17 @@ def read(piece: Piece, data: Data) -> Iterator[Member]:
                 yield Member(key, cut, sizes)
     finally:
         storage.close()
+
+
+def every_caption(member: Member, data: Data) -> dict[str, list[str]]:
+    """All captions of a sample by language, those of its json too where training takes the `txt` alone.
+
+    Raises:
+        BadSample: there is none that can be used.
+    """
+    rules = CaptionRules.of(data)
+    rules = replace(rules, keys=(ALL_CAPTIONS, *rules.keys))
+    return captions.captions(member.content, captions.record(member.content), rules)
 
 
 def sample_id(shard: str, key: str) -> str:

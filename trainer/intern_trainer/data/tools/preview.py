@@ -12,12 +12,11 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from intern_trainer.config.schema import Config
-from intern_trainer.data import captions, decode
-from intern_trainer.data.captions import CaptionRules
+from intern_trainer.data import decode
 from intern_trainer.data.decode import BadSample
 from intern_trainer.data.decoders import open_picture
 from intern_trainer.data.order import mix, permutation
-from intern_trainer.data.tools.pieces import Member, choose, read, sample_id
+from intern_trainer.data.tools.pieces import Member, choose, every_caption, read, sample_id
 from intern_trainer.data.transforms import TrainViews
 from intern_trainer.errors import DataError
 from intern_trainer.report.page import write_page
@@ -52,7 +51,7 @@ def preview(locations: list[str], config: Config, workers: int, to: Path, count:
         "seed": seed,
         "views": VIEWS,
         "size": config.model.image_size,
-        "augment": config.data.augment,
+        "augment": config.data.augment.model_dump(exclude_defaults=True),
     })  # fmt: skip
 
 
@@ -77,7 +76,7 @@ def _card(shard: str, member: Member, config: Config, views: TrainViews, seed: i
         original.thumbnail((SIDE, SIDE))
         drawn = views(open_picture(content, config.data.max_pixels), seed)
         card["images"] = [_data_address(image) for image in (original, *map(Image.fromarray, drawn))]
-        by_language = captions.captions(member.content, captions.record(member.content), CaptionRules.of(config.data))
+        by_language = every_caption(member, config.data)
         every = [(language, text) for language, texts in by_language.items() for text in texts]
         card["captions"], card["more"] = every[:CAPTIONS], len(every[CAPTIONS:])
     except BadSample as bad:

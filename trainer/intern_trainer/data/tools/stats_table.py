@@ -32,7 +32,7 @@ def show(facts: dict[str, Any], console: Console) -> None:
     overview.add_row("bytes", f"{decimal(facts['bytes'])}, {decimal(facts['bytes'] // max(looked, 1))} a sample")
     overview.add_row("members", _listing(facts["members"]))
     overview.add_row("pictures", _listing(facts["picture_formats"]))
-    overview.add_row("captions a picture", _listing(facts["captions_per_picture"]))
+    overview.add_row("captions a picture", _per_picture(facts["captions_per_picture"]))
     overview.add_row("languages", _listing(facts["languages"]) or "not named in the json members")
     overview.add_row("unusable", _listing(facts["bad"]) or "none")
     for what, kind in (("pictures that look alike", "pictures"), ("captions that are the same", "captions")):
@@ -69,6 +69,13 @@ def _samples_line(facts: dict[str, Any]) -> str:
         return f"{there:,}"
     whole = there * facts["shards"] / max(facts["shards_opened"], 1)
     return f"{looked:,} looked at, of about {whole:,.0f} (--sample, seed {facts['sampled']['seed']})"
+
+
+def _per_picture(counts: dict[str, int]) -> str:
+    """`1 in 800, 2 in 20`; the range alone where there are many."""
+    if len(counts) > 6:
+        return f"{next(iter(counts))} to {next(reversed(counts))}"
+    return ", ".join(f"{number} in {count:,}" for number, count in counts.items())
 
 
 def _listing(counts: dict[str, int], most: int = 12) -> str:

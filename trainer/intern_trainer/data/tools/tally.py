@@ -11,10 +11,9 @@ import numpy as np
 
 from intern_trainer.config.schema import Config
 from intern_trainer.data import captions, decode
-from intern_trainer.data.captions import CaptionRules
 from intern_trainer.data.decode import BadSample
 from intern_trainer.data.tools.duplicates import SIDE, caption_hash, picture_hash
-from intern_trainer.data.tools.pieces import Member, Piece, read
+from intern_trainer.data.tools.pieces import Member, Piece, every_caption, read
 from intern_trainer.text import text_tokenizer
 
 HASHED = 100_000_000
@@ -66,13 +65,12 @@ def tally(config: Config, numbered: tuple[int, Piece]) -> Tally:
     """
     number, piece = numbered
     total, rows, texts = Tally(), [], list[str]()
-    rules = CaptionRules.of(config.data)
     for place, member in zip(piece.samples, read(piece, config.data), strict=True):
         total.samples += 1
         total.bytes += sum(member.sizes.values())
         total.members.update(member.sizes.keys())
         try:
-            picture, found = _picture(member, config, total), _captions(member, rules, total)
+            picture, found = _picture(member, config, total), _captions(member, config, total)
         except BadSample as bad:
             total.bad[bad.kind] += 1
             continue
@@ -98,10 +96,10 @@ def _picture(member: Member, config: Config, total: Tally) -> int:
     return picture_hash(picture)
 
 
-def _captions(member: Member, rules: CaptionRules, total: Tally) -> list[str]:
+def _captions(member: Member, config: Config, total: Tally) -> list[str]:
     """Count captions and languages; gives the captions."""
     record = captions.record(member.content)
-    by_language = captions.captions(member.content, record, rules)
+    by_language = every_caption(member, config.data)
     said = next((record[key] for key in LANGUAGE_KEYS if isinstance(record.get(key), str)), captions.UNSAID)
     for language, texts in by_language.items():
         if language or said:
