@@ -77,11 +77,6 @@ def probe_table(entry: dict[str, Any]) -> str:
     """The figures in per cent, one a line."""
     protocol = entry["protocol"]
     head = f"{entry['task']} probe at step {entry['step']}, {entry['weights']} weights"
-    made = f"  {protocol['train']} scenes to fit, {protocol['test']} to judge, {protocol['steps']} steps, seed "
-    return "\n".join(
-        [
-            head,
-            *(f"  {name:<16}  {value:7.2%}" for name, value in entry["results"].items()),
-            f"{made}{protocol['seed']}",
-        ]
-    )
+    figures = [f"  {name:<16}  {value:7.2%}" for name, value in entry["results"].items()]
+    scenes = f"  {protocol['train']} scenes to fit, {protocol['test']} to judge"
+    return "\n".join([head, *figures, f"{scenes}, {protocol['steps']} steps, seed {protocol['seed']}"])
