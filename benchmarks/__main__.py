@@ -15,6 +15,7 @@ BENCHMARKS = {
     "loop": "our training loop with DeepSpeed against a bare PyTorch loop",
     "drop_path": "stochastic depth that computes the kept samples alone against the masked form",
     "drop_path": "stochastic depth that computes the kept samples alone against the masked form",
+    "local": "what the local phase does for dense tasks: probes of the first phase, of more of it, of the local phase",
     "quality": "compute to equal held-out R@1: the fast recipe and open_clip's trainer against plain training",
     "loader": "our loader against open_clip's own pipeline, plain webdataset and litdata",
 }

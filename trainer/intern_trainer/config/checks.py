@@ -44,6 +44,7 @@ def check(config: Config) -> list[ConfigError]:
         *_check_model(config),
         *_check_captions(config),
         *_check_declip(config),
+        *_check_local(config),
         *_check_evaluation(config),
     ]
 
@@ -231,6 +232,23 @@ def _check_declip(config: Config) -> Iterator[ConfigError]:
             f"data.augment.drop_tokens is {drop}, and loss.kind is declip",
             "DeCLIP masks and leaves out words of its own",
             "data.augment.drop_tokens=0",
+        )
+
+
+def _check_local(config: Config) -> Iterator[ConfigError]:
+    if config.task != "local":
+        return
+    if config.loss.kind == "declip":
+        yield ConfigError(
+            "task is local, and loss.kind is declip",
+            "beside the local loss goes the contrastive one of a single view",
+            "loss.kind=clip or siglip; a run of DeCLIP can be gone on from, too",
+        )
+    if config.model.image_options.get("patch_drop_rate"):
+        yield ConfigError(
+            "task is local, and model.image_options drops patches",
+            "the local loss needs the whole map",
+            "model.image_options without patch_drop_rate",
         )
 
 

@@ -23,7 +23,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 TOOLS = [["data", tool] for tool in ("index", "stats", "check", "preview", "shard")]
 
 
-@pytest.mark.parametrize("verb", [[], ["train"], ["eval"], ["export"], ["report"], ["data"], *TOOLS])
+@pytest.mark.parametrize("verb", [[], ["train"], ["eval"], ["probe"], ["export"], ["report"], ["data"], *TOOLS])
 def test_every_verb_explains_itself(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main([*verb, "--help"])

@@ -18,6 +18,7 @@ KNOWN = {  # name: ranks of the header, accumulation, millions of parameters of 
     "debug_fast": (2, 1, None, None),
     "emoji": (2, 1, None, None),
     "declip_debug": (2, 1, None, None),
+    "local_debug": (2, 1, None, None),
     "b4": (8, 1, 31, 63),
     "declip_b4": (8, 1, 31, 63),
     "b15": (64, 8, 1003, 124),
