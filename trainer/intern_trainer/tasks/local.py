@@ -106,9 +106,9 @@ def at_places(x_2bdhw: Tensor, places_b2n2: Tensor) -> Tensor:
 
 
 def vicreg(z_b2nd: Tensor, world_size: int) -> dict[str, Tensor]:
-    """VICReg's terms (arXiv 2105.04906, equations 1 to 5): `invariance`, mean squared distance of a pair in one channel;
-    `variance`, mean shortfall of the channels' standard deviation below 1; `covariance`, sum of the squared covariances
-    of different channels over d. The last two are means of both views', over the points of all ranks.
+    """VICReg's terms (arXiv 2105.04906, equations 1 to 5): `invariance`, mean squared distance of a pair in a channel;
+    `variance`, mean shortfall of the channels' standard deviation below 1; `covariance`, sum over d of the squared
+    covariances of different channels. The last two are means of both views', over the points of all ranks.
     """
     exact_b2nd = _exact(z_b2nd)
     z_2nd = exact_b2nd.transpose(0, 1).flatten(1, 2)
