@@ -137,6 +137,39 @@ def test_runs_of_clip_and_declip_start_each_other(tmp_path: Path, caplog: pytest
     assert caplog.text.count("they start fresh: heads, text.token_embedding.mask") == 2
 
 
+def test_the_bias_of_siglip_comes_and_goes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """From a run of CLIP it starts as configured; from a run of SigLIP, or open_clip's file of one, it is taken over;
+    CLIP leaves it there.
+    """
+
+    def built(settings: Config) -> TwoTower:
+        settings = settings.model_copy(update={"loss": Loss.model_validate({"kind": "siglip", "initial_bias": -7})})
+        model = build_task(settings, ALONE).build_model()
+        if settings.init.from_:
+            initialise(BareEngine(model), settings, ALONE)  # type: ignore[arg-type]
+        return model  # type: ignore[return-value]
+
+    clip, sigmoid = build(config(""), seed=0), built(config(""))
+    with torch.no_grad():
+        sigmoid.logit_bias.fill_(-3.0)
+    checkpoint(tmp_path / "clip", clip, config(""))
+    checkpoint(tmp_path / "siglip", sigmoid, config(""))
+    assert start(config(tmp_path / "siglip", weights="raw")).logit_bias is None
+    assert not caplog.records
+    assert built(config(tmp_path / "siglip", weights="raw")).logit_bias.tolist() == [-3.0]
+    assert not caplog.records
+    fresh = built(config(tmp_path / "clip", weights="raw"))
+    assert fresh.logit_bias.tolist() == [-7.0]
+    assert same(clip.state_dict(), fresh.state_dict())
+    assert "they start fresh: logit_bias" in caplog.text
+    theirs, settings = open_clip_model("timm")
+    tensors = {name: t.contiguous() for name, t in theirs.state_dict().items()} | {"logit_bias": torch.tensor(-2.0)}
+    save_file(tensors, tmp_path / "open.safetensors")
+    init = settings.init.model_copy(update={"from_": str(tmp_path / "open.safetensors")})
+    assert built(settings.model_copy(update={"init": init})).logit_bias.tolist() == [-2.0]
+    assert start(settings.model_copy(update={"init": init})).logit_bias is None
+
+
 def test_a_timm_file_fills_the_trunk_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     trunk = timm.create_model("resnet18")
     save_file(trunk.state_dict(), tmp_path / "r.safetensors")

@@ -92,3 +92,16 @@ def test_a_frozen_tower_keeps_its_statistics():
     model(image=torch.randn(2, 3, 32, 32))
     assert before
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.image.named_buffers())
+
+
+def test_a_bias_only_where_it_was_asked_for(model):
+    """As SigLIP has it; and transformers' side of it."""
+    assert "logit_bias" not in model.state_dict()
+    assert model().logit_bias is None
+    sigmoid = create_two_tower("metanet_debug", 64, 16, TEXT, initial_logit_scale=10.0, initial_logit_bias=-10.0)
+    out = sigmoid()
+    assert out.logit_scale.item() == pytest.approx(10.0)
+    assert out.logit_bias.tolist() == [-10.0]
+    assert "logit_bias" in sigmoid.no_weight_decay()
+    out.logit_bias.sum().backward()
+    assert sigmoid.logit_bias.grad.tolist() == [1.0]

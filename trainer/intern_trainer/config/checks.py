@@ -177,6 +177,14 @@ def _check_schedule(config: Config) -> Iterator[ConfigError]:
 
 def _check_model(config: Config) -> Iterator[ConfigError]:
     text, augment = config.model.text, config.data.augment
+    start, least, most = config.loss.initial_scale, config.model.min_logit_scale, config.model.max_logit_scale
+    if start and not least <= start <= most:
+        yield ConfigError(
+            f"loss.initial_scale {start:g} is not between model.min_logit_scale {least:g} and model.max_logit_scale "
+            f"{most:g}",
+            "the scale begins within its bounds",
+            f"loss.initial_scale={min(max(start, least), most):g}",
+        )
     if config.model.min_logit_scale > config.model.max_logit_scale:
         yield ConfigError(
             f"model.min_logit_scale {config.model.min_logit_scale:g} is more than model.max_logit_scale "

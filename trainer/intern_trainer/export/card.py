@@ -27,8 +27,14 @@ inputs = processor(text=["a cat", "a dog"], images=Image.open("picture.png"), re
 probabilities = model(**inputs).logits_per_image.softmax(dim=-1)
 ```"""
 
+_SIGMOID = (
+    "Trained with the sigmoid loss: `model(**inputs).logits_per_image.sigmoid()` is the probability that a picture and "
+    "a text belong together, each pair by itself. The softmax above, and the pipeline's scores, choose among the texts "
+    "that are given."
+)
+
 _PIECES = {"clip": "CLIP's byte pairs"}
-_RECIPE = {"task", "init", "model", "data", "optim", "train", "parallel", "ds"}
+_RECIPE = {"task", "init", "model", "loss", "data", "optim", "train", "parallel", "ds"}
 """The sections of the configuration that made the weights what they are."""
 
 
@@ -65,6 +71,7 @@ def model_card(
         f"Pictures: short side to {config.model.image_size} pixels (bicubic), the middle square, normalised. "
         f"Texts: {_PIECES.get(config.model.text.tokenizer, 'its own tokenizer')}, "
         f"{config.model.text.context_length} tokens at most.",
+        *([_SIGMOID] if config.loss.kind == "siglip" else []),
         "## Where it comes from",
         "\n".join(f"- {name}: {value}" for name, value in origin.items()),
         "## Figures",

@@ -13,3 +13,13 @@ def test_no_credentials_of_a_data_source_are_published() -> None:
     assert "pa55" not in card
     assert "Signature" not in card
     assert "host/a.tar" in card
+
+
+def test_a_sigmoid_models_card_says_what_its_logits_are() -> None:
+    cards = {
+        kind: model_card(Config.model_validate({"loss": {"kind": kind}}), "hf", "task", (), 1, {}, [])
+        for kind in ("clip", "siglip")
+    }
+    assert ".sigmoid()" in cards["siglip"]
+    assert "kind: siglip" in cards["siglip"]
+    assert ".sigmoid()" not in cards["clip"]
