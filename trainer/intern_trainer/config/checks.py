@@ -204,9 +204,19 @@ def _check_model(config: Config) -> Iterator[ConfigError]:
             yield ConfigError(
                 f"data.augment.{key} is [{low}, {high}]", "0 < low <= high", f"data.augment.{key}=[0.5, 1.0]"
             )
-    if config.data.decoder == "simplejpeg" and find_spec("simplejpeg") is None:
+    decoder = config.data.decoder
+    packages = {"simplejpeg": ("simplejpeg",), "dali": ("nvidia.dali", "simplejpeg")}.get(decoder, ())
+    missing = [package for package in packages if not _installed(package)]
+    if missing:
+        names = " ".join("nvidia-dali-cuda130" if package == "nvidia.dali" else package for package in missing)
         yield ConfigError(
-            "data.decoder is simplejpeg", "it must be installed", "pip install simplejpeg, or data.decoder=auto"
+            f"data.decoder is {decoder}", f"{names} must be installed", f"pip install {names}, or data.decoder=auto"
+        )
+    if decoder == "dali" and (augment.jitter_probability or augment.grey or augment.blur):
+        yield ConfigError(
+            f"data.decoder is dali and data.augment (policy {augment.policy}) changes colours or blurs",
+            "DALI makes crops and flips alone",
+            "data.decoder=auto, or jitter_probability, grey and blur 0 in data.augment",
         )
     if any(s <= 0 for s in config.data.std):
         yield ConfigError(f"data.std is {list(config.data.std)}", "pictures are divided by it", "give positive numbers")
@@ -279,6 +289,13 @@ def _check_evaluation(config: Config) -> Iterator[ConfigError]:
             "the best checkpoint is chosen by an evaluation that runs in training",
             f"checkpoint.best_metric={names[0]}/..." if names else "checkpoint.keep_best=0",
         )
+
+
+def _installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # nor what it lies in
+        return False
 
 
 def _entries(benchmark: Benchmark) -> list:

@@ -170,9 +170,10 @@ class Data(Section):
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     """Per-channel mean and standard deviation that pictures are normalised with (defaults: CLIP's)."""
     augment: Augment = Augment()
-    decoder: Literal["auto", "pillow", "simplejpeg"] = "auto"
-    """What decodes the JPEGs of training. Both give the same pixels; auto: simplejpeg, the faster one, where it is
-    installed (`pip install simplejpeg`)."""
+    decoder: Literal["auto", "pillow", "simplejpeg", "dali"] = "auto"
+    """What decodes the JPEGs of training. pillow and simplejpeg give the same pixels; auto: simplejpeg, the faster one,
+    where it is installed (`pip install simplejpeg`). `dali` decodes and crops on the GPU with NVIDIA's DALI (installed
+    by hand: nvidia-dali-cuda130), for crops and flips alone; it rounds otherwise, by up to 4 of 255."""
     shuffle_captions: bool = False
     """Control experiment: each picture gets another sample's caption, by a fixed permutation. Evaluation is
     untouched."""

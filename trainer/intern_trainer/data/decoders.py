@@ -18,6 +18,9 @@ from intern_trainer.data import decode
 SHRINKS = (8, 4, 2, 1)
 """A JPEG's discrete cosines can be turned into that many times fewer pixels a side, at little cost."""
 
+END = b"\xff\xd9"
+"""What a JPEG file ends with."""
+
 
 class Picture(Protocol):
     """A picture whose header is read. size: width and height of the whole picture."""
@@ -50,7 +53,11 @@ class PillowPicture:
 
 
 class TurboPicture:
-    """A JPEG through simplejpeg, which does without a copy and some of the checks. ValueError: not for it."""
+    """A JPEG through simplejpeg, which does without a copy and some of the checks. ValueError: not for it.
+
+    Attributes:
+        complete: it has an end.
+    """
 
     def __init__(self, content: bytes, max_pixels: int) -> None:
         from simplejpeg import decode_jpeg_header
@@ -59,6 +66,7 @@ class TurboPicture:
         if colours not in ("Gray", "YCbCr", "RGB") or width * height >= max_pixels:
             raise ValueError("for Pillow")
         self.size, self._content, self._max_pixels = (width, height), content, max_pixels
+        self.complete = content.endswith(END)
 
     def pixels(self, shrink: int) -> np.ndarray:
         from simplejpeg import decode_jpeg
@@ -79,6 +87,10 @@ def choose(decoder: str) -> str:
 
 def describe(decoder: str) -> str:
     """Name and versions of a chosen decoder: other versions may round pixels differently."""
+    if decoder == "dali":
+        from nvidia import dali
+
+        return f"dali {dali.__version__}"
     pillow = f"pillow {metadata.version('pillow')} (libjpeg {features.version('jpg')})"
     return f"simplejpeg {metadata.version('simplejpeg')}, {pillow}" if decoder == "simplejpeg" else pillow
 
@@ -89,7 +101,7 @@ def open_picture(content: bytes, max_pixels: int, decoder: str = "pillow") -> Pi
     Raises:
         BadSample: no picture, or one that is too large.
     """
-    if decoder == "simplejpeg" and content[:2] == decode.JPEG:
+    if decoder != "pillow" and content[:2] == decode.JPEG:
         try:
             return TurboPicture(content, max_pixels)
         except ValueError:

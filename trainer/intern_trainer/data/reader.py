@@ -13,8 +13,9 @@ from intern_trainer.data import captions, decode
 from intern_trainer.data.cache import Chunks
 from intern_trainer.data.captions import CaptionRules
 from intern_trainer.data.catalogue import Catalogue
+from intern_trainer.data.dali import Encoded, encoded
 from intern_trainer.data.decode import BadSample
-from intern_trainer.data.decoders import choose, open_picture
+from intern_trainer.data.decoders import TurboPicture, choose, open_picture
 from intern_trainer.data.members import Members
 from intern_trainer.data.order import Place, mix, permutation
 from intern_trainer.data.stages import Stages
@@ -23,13 +24,16 @@ from intern_trainer.data.transforms import CentreCrop, TrainViews
 
 @dataclass(frozen=True)
 class Sample:
-    """pixels: uint8 [h, w, 3], one a view. boxes: float32 [views, 4], see `Views.boxes`; None: not asked for."""
+    """pixels: uint8 [h, w, 3], one a view. boxes: float32 [views, 4], see `Views.boxes`; None: not asked for. encoded:
+    in place of the pixels where DALI is to make them.
+    """
 
     id: str
     pixels: tuple[np.ndarray, ...]
     caption: str
     record: dict[str, Any]
     boxes: np.ndarray | None = None
+    encoded: Encoded | None = None
 
 
 @dataclass(frozen=True)
@@ -86,8 +90,16 @@ class Reader:
         if self._other_captions is not None:
             other = self._members.read(self._other_captions.of(place))
             caption = self._caption(other, captions.record(other), seed)
-        pixels, boxes = self._views(content, seed)
-        return Sample(self.id(place), pixels, caption, record, boxes)
+        if isinstance(self.crop, CentreCrop):
+            return Sample(self.id(place), self.crop(decode.picture(content, self._max_pixels)), caption, record)
+        with self.stages.of("decode"):
+            picture = open_picture(content, self._max_pixels, self._decoder)
+        drawn = self.crop.draws(picture.size, seed)
+        boxes = self.crop.boxes(picture.size, drawn)
+        if self._decoder == "dali" and isinstance(picture, TurboPicture) and picture.complete:
+            jpeg = encoded(self.id(place), content, picture.size, drawn)
+            return Sample(self.id(place), (), caption, record, boxes, jpeg)
+        return Sample(self.id(place), self.crop.make(picture, drawn, self.stages), caption, record, boxes)
 
     def announce(self, places: list[Place]) -> None:
         """These will be read soon: what is remote of them is fetched meanwhile."""
@@ -95,14 +107,6 @@ class Reader:
 
     def close(self) -> None:
         self._members.close()
-
-    def _views(self, content: bytes, seed: int) -> tuple[tuple[np.ndarray, ...], np.ndarray | None]:
-        if isinstance(self.crop, CentreCrop):
-            return self.crop(decode.picture(content, self._max_pixels)), None
-        with self.stages.of("decode"):
-            picture = open_picture(content, self._max_pixels, self._decoder)
-        drawn = self.crop.draws(picture.size, seed)
-        return self.crop.make(picture, drawn, self.stages), self.crop.boxes(picture.size, drawn)
 
     def _caption(self, members: dict[str, bytes], record: dict[str, Any], seed: int) -> str:
         drawn = mix(seed, 3) if isinstance(self.crop, TrainViews) else None

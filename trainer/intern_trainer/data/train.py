@@ -23,6 +23,7 @@ from intern_trainer.config.phases import Phases, Span
 from intern_trainer.config.schema import Config
 from intern_trainer.data import transforms
 from intern_trainer.data.catalogue import Catalogue
+from intern_trainer.data.dali import Dali, Encoded
 from intern_trainer.data.decoders import choose, describe
 from intern_trainer.data.order import Order, Place, rank_offsets
 from intern_trainer.data.read_ahead import announced, plan
@@ -44,10 +45,11 @@ SUBSTITUTES = 32
 @dataclass
 class _Part:
     """What one worker made of its rows of a micro-batch, by name: images uint8 [b, h, w, 3], texts and boxes
-    [b, ...]; and the seconds that it took, by stage.
+    [b, ...]; and the seconds that it took, by stage. encoded: one a row; rows that are for DALI to make have no images.
     """
 
     images: dict[str, Tensor]
+    encoded: list[Encoded | None]
     texts: dict[str, Tensor]
     ids: list[str]
     captions: list[str]
@@ -82,7 +84,7 @@ class TrainData:
         self._read, self._bad_ids = 0, set[str]()
         self._bad: Counter[str] = Counter()
         self._bad_events = 0
-        self.decoder = describe(choose(data.decoder))
+        self.decoder, self._dali = describe(choose(data.decoder)), Dali()
         self.fingerprint: dict[str, Any] = {
             "sources": [source.fingerprint() for source in sources],
             "seed": train.seed,
@@ -109,8 +111,8 @@ class TrainData:
         self._order.at(self._phases.first_sample(step))  # the epoch's permutation: made here, all workers share it
         self._feed = feed = Feed(partial(self._parts, step), workers, self._config.data.prefetch, pin_memory=pin)
         while self._feed is feed:
-            micro_batches = self._slots[self._phases.at(step)]
-            yield [self._batch([next(feed) for _ in range(max(workers, 1))]) for _ in micro_batches]
+            span = self._phases.at(step)
+            yield [self._batch([next(feed) for _ in range(max(workers, 1))], span) for _ in self._slots[span]]
             step += 1
 
     def close(self) -> None:
@@ -171,28 +173,43 @@ class TrainData:
         ]
         captions = [sample.caption for sample in samples]
         with reader.stages.of("collate"):
-            pixels = zip(*(sample.pixels for sample in samples), strict=True)
+            pixels = zip(*(sample.pixels for sample in samples if sample.encoded is None), strict=True)
             # straight into the memory that it reaches the training process by
-            images = dict(zip(self._views.image_names(), map(default_collate, pixels), strict=True))
+            images = dict(zip(self._views.image_names(), map(default_collate, pixels), strict=False))
             rows = self._views.texts(captions, seeds) if self._views.texts else {}
             if self._views.boxes:
                 rows["boxes"] = default_collate([sample.boxes for sample in samples])
-        return _Part(images, rows, [sample.id for sample in samples], captions, bad, reader.stages.take())
+        late, ids = [sample.encoded for sample in samples], [sample.id for sample in samples]
+        return _Part(images, late, rows, ids, captions, bad, reader.stages.take())
 
-    def _batch(self, parts: list[_Part]) -> Batch:
+    def _batch(self, parts: list[_Part], span: Span) -> Batch:
         ids = [id for part in parts for id in part.ids]
         self._judge(len(ids), [bad for part in parts for bad in part.bad])
-        device, data, stages = self._ranks.device, self._config.data, Stages()
+        device, stages = self._ranks.device, Stages()
         with stages.of("finish"):
-            tensors = {
-                name: transforms.normalise([part.images[name] for part in parts], data.mean, data.std, device)
-                for name in parts[0].images
-            }
+            tensors = self._images(parts, span)
             for name in parts[0].texts:
                 tensors[name] = torch.cat([part.texts[name].to(device, non_blocking=True) for part in parts])
         captions = [caption for part in parts for caption in part.captions]
         seconds = total([stages.take(), *(part.seconds for part in parts)])
         return Batch(tensors, ids, {"caption": captions}, seconds)
+
+    def _images(self, parts: list[_Part], span: Span) -> dict[str, Tensor]:
+        """Normalised, on the device; DALI's rows are put among the workers'."""
+        device, data, names = self._ranks.device, self._config.data, self._views.image_names()
+        images = {name: [part.images[name] for part in parts if part.images] for name in names}
+        waiting = [encoded for part in parts for encoded in part.encoded]
+        late = [row for row, encoded in enumerate(waiting) if encoded]
+        if late:
+            made = self._dali.views(span.image_size, len(names), len(waiting), device)([e for e in waiting if e])
+            for name, view in zip(names, made, strict=True):
+                images[name].append(view)
+        found = {name: transforms.normalise(views, data.mean, data.std, device) for name, views in images.items()}
+        if 0 < len(late) < len(waiting):
+            rows = [row for row, encoded in enumerate(waiting) if not encoded] + late
+            back = torch.from_numpy(np.argsort(rows)).to(device)
+            found = {name: image[back].contiguous(memory_format=torch.channels_last) for name, image in found.items()}
+        return found
 
     def _judge(self, read: int, bad: list[Bad]) -> None:
         """Count and name; stop past the limit. A single bad sample is let pass, however often it comes round."""
