@@ -86,6 +86,24 @@ def test_open_clip_trains_our_towers(tmp_path: Path) -> None:
         torch.testing.assert_close(out.text_features, theirs.encode_text(text, normalize=True))
 
 
+@pytest.mark.slow
+def test_a_run_of_each_gives_a_curve_and_is_not_made_again(tmp_path: Path) -> None:
+    recipe = tmp_path / "tiny.yaml"
+    text = (CONFIGS / "debug.yaml").read_text().replace("lanes: 16", "lanes: 8").replace("workers: 1", "workers: 0")
+    text = text.replace("steps: 240", "steps: 20").replace("global_batch: 128", "global_batch: 8")
+    recipe.write_text(text.replace("warmup_steps: 20", "warmup_steps: 5"))
+    curves = [made.curve(recipe, 3, tmp_path / made.__name__) for made in (our_run, open_clip_run)]
+    for points in curves:
+        assert [point["samples"] for point in points] == [80.0, 160.0]
+        assert points[0]["flops"] == pytest.approx(points[1]["flops"] / 2)
+        assert 0 < points[0]["seconds"] < points[1]["seconds"]
+        assert all(0 <= point["score"] < 0.1 for point in points)
+    assert curves[0][1]["flops"] == pytest.approx(curves[1][1]["flops"])
+    recipe.unlink()
+    assert our_run.curve(recipe, 3, tmp_path / our_run.__name__) == curves[0]
+    assert open_clip_run.curve(recipe, 3, tmp_path / open_clip_run.__name__) == curves[1]
+
+
 def test_open_clip_gets_the_recipe_and_captions_as_its_reader_wants_them(tmp_path: Path) -> None:
     config = load_config(CONFIGS / "debug.yaml", our_run.settings(3))
     model, *words = open_clip_run.arguments(config, 3, tmp_path)
