@@ -149,7 +149,7 @@ def _paths(patterns: Iterable[str], index_dir: Path | None) -> tuple[Path | None
     digest, first = hashlib.sha256(), ""
     for pattern in patterns:
         first = first or pattern
-        digest.update(f"{pattern if is_remote(pattern) else os.path.abspath(pattern)}\n".encode())
+        digest.update(f"{pattern}\n".encode())
     name = f"catalogue-{digest.hexdigest()[:16]}.npz"
     local = not is_remote(first) and not any(c in str(PurePosixPath(first).parent) for c in "*?[")
     return Path(first).parent / name if local else None, index_folder(index_dir) / name

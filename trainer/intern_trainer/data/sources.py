@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import itertools
 import logging
+import os
 import re
 import shlex
 from collections.abc import Iterator
@@ -51,10 +52,12 @@ def expand(storage: Storage, locations: list[str]) -> list[str]:
 
 
 def patterns(locations: list[str]) -> Iterator[str]:
-    """The locations with their braces written out, and globs as they are."""
+    """The locations with their braces written out, and globs as they are; paths are absolute."""
     for location in locations:
-        for pattern in _braces(location):
-            yield pattern if is_remote(pattern) else str(Path(pattern).expanduser())
+        if is_remote(location) or location.startswith("embedded:"):
+            yield from _braces(location)
+        else:
+            yield from _braces(os.path.abspath(os.path.expanduser(location)))
 
 
 def catalogues(sources: list[Source], index_dir: Path | None, ranks: Ranks) -> list[Catalogue]:
