@@ -77,6 +77,10 @@ setup(
             "types-psutil",
             "pyarrow>=18",
             "simplejpeg>=1.8",
+            "s3fs",
+            "moto[s3]>=5",  # an S3 server for the tests, with the next two
+            "flask>=3",
+            "flask-cors>=5",
             "webdataset>=1.0",  # the peers in `python -m benchmarks loader`: this, open_clip's trainer and
             "litdata>=0.2.70",
             "pandas>=2.2",  # open_clip's trainer, the peer in `python -m benchmarks quality`, imports it
