@@ -12,8 +12,8 @@ sys.path[:0] = [str(REPOSITORY / root) for root in ("kernels", "model_zoo", "tra
 BENCHMARKS = {
     "figures": "what each loss reaches on the embedded and the emoji data: 3 seeds, and a control with shuffled captions",
     "order": "start and resume at full size: 1 M shards, 10 B samples, 1,024 ranks; time to the first batch, memory",
+    "storage": "our loader on simulated object storage: throughput against the bandwidth, bytes read against used",
     "loop": "our training loop with DeepSpeed against a bare PyTorch loop",
-    "drop_path": "stochastic depth that computes the kept samples alone against the masked form",
     "drop_path": "stochastic depth that computes the kept samples alone against the masked form",
     "local": "what the local phase does for dense tasks: probes of the first phase, of more of it, of the local phase",
     "quality": "compute to equal held-out R@1: the fast recipe and open_clip's trainer against plain training",
