@@ -43,6 +43,11 @@ def test_mistakes_are_messages(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "matches no file" in capsys.readouterr().err
     assert cli.main(["data", "stats", "embedded:train", "data.max_pixel=3"]) == 2
     assert "unknown key data.max_pixel" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    for option in (["stats", "--json"], ["check", "--jsonl"], ["preview", "--to"]):
+        unwritable = f"{tmp_path}/file/x"
+        assert cli.main(["data", *option, unwritable, "embedded:test", "--workers", "1"]) == 5
+        assert f"{unwritable} cannot be written" in capsys.readouterr().err
     for wrong in (["stats", "--sample", "0"], ["shard", "x"], ["check", "--jsn", "x"], ["stats", "--workers", "many"]):
         with pytest.raises(SystemExit) as ended:
             cli.main(["data", *wrong])

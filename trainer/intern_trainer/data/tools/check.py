@@ -12,9 +12,9 @@ from intern_trainer.config.schema import Config
 from intern_trainer.data import captions, decode
 from intern_trainer.data.captions import CaptionRules
 from intern_trainer.data.decode import BadSample
-from intern_trainer.data.storage import write_atomically
 from intern_trainer.data.tools.pieces import Piece, choose, read, sample_id
 from intern_trainer.data.tools.pool import each
+from intern_trainer.data.tools.results import write_text
 from intern_trainer.errors import DataError
 
 SHARD = "shard unusable"
@@ -46,8 +46,7 @@ def check(locations: list[str], config: Config, workers: int, to: Path | None = 
             _say(finding)
         findings += part
     if to is not None:
-        lines = [json.dumps(asdict(finding), ensure_ascii=False) + "\n" for finding in findings]
-        write_atomically(to, "".join(lines).encode())
+        write_text(to, "".join(json.dumps(asdict(finding), ensure_ascii=False) + "\n" for finding in findings))
     kinds = Counter(finding.kind for finding in findings)
     unusable = kinds.pop(SHARD, 0)
     print(f"bad: {kinds.total():,} of {chosen.samples:,} samples, {unusable:,} of {chosen.shards:,} shard(s)")

@@ -17,6 +17,7 @@ from intern_trainer.data.decode import BadSample
 from intern_trainer.data.decoders import open_picture
 from intern_trainer.data.order import mix, permutation
 from intern_trainer.data.tools.pieces import Member, choose, every_caption, read, sample_id
+from intern_trainer.data.tools.results import guarded
 from intern_trainer.data.transforms import TrainViews
 from intern_trainer.errors import DataError
 from intern_trainer.report.page import write_page
@@ -32,7 +33,7 @@ def preview(locations: list[str], config: Config, workers: int, to: Path, count:
     """Write the page; gives its path. A sample that training would skip is shown with the reason.
 
     Raises:
-        DataError: there is no usable shard, or the page cannot be written.
+        DataError: there is no usable shard. EnvironmentFault: the page cannot be written.
     """
     chosen = choose(locations, config.data, workers, count, seed)
     for error in chosen.failures.values():
@@ -44,7 +45,7 @@ def preview(locations: list[str], config: Config, workers: int, to: Path, count:
     views = TrainViews(config.model.image_size, config.data.augment, VIEWS)
     found = [(piece.shard, member) for piece in chosen.pieces for member in read(piece, config.data)]
     samples = [_card(shard, member, config, views, mix(seed, n)) for n, (shard, member) in enumerate(found)]
-    return _write(to, {
+    content = {
         "title": ", ".join(locations[:3]) + (" ..." if len(locations) > 3 else ""),
         "samples": [samples[n] for n in permutation(len(samples), seed).tolist()],
         "total": f"{chosen.samples:,} in {chosen.opened:,} of {chosen.shards:,} shards",
@@ -52,17 +53,9 @@ def preview(locations: list[str], config: Config, workers: int, to: Path, count:
         "views": VIEWS,
         "size": config.model.image_size,
         "augment": config.data.augment.model_dump(exclude_defaults=True),
-    })  # fmt: skip
-
-
-def _write(to: Path, content: dict[str, Any]) -> Path:
-    try:
-        to.parent.mkdir(parents=True, exist_ok=True)
-        return write_page(to, "preview.html", content)
-    except OSError as error:
-        raise DataError(
-            f"{to} cannot be written: {error.strerror}", "", "give --to a file in a folder of yours"
-        ) from error
+    }
+    guarded(to, lambda: write_page(to, "preview.html", content))
+    return to
 
 
 def _card(shard: str, member: Member, config: Config, views: TrainViews, seed: int) -> dict[str, Any]:

@@ -15,10 +15,11 @@ from rich.console import Console
 
 from intern_trainer.config.schema import Config
 from intern_trainer.data import index
-from intern_trainer.data.storage import Storage, write_atomically
+from intern_trainer.data.storage import Storage
 from intern_trainer.data.tools.duplicates import alike_groups, equal_groups
 from intern_trainer.data.tools.pieces import Chosen, choose, sample_id
 from intern_trainer.data.tools.pool import each
+from intern_trainer.data.tools.results import write_text
 from intern_trainer.data.tools.stats_table import show
 from intern_trainer.data.tools.tally import Tally, tally
 
@@ -49,7 +50,7 @@ def stats(
         total.add(part)
     facts = _facts(total, chosen, list(numbers), config, sample, seed)
     if to is not None:
-        write_atomically(to, (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode())
+        write_text(to, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     show(facts, Console())
     return 0
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from intern_trainer.config.schema import Data
+from intern_trainer.data.storage import Storage
 from intern_trainer.data.tools import pieces
 from intern_trainer.data.tools.check import check
 from intern_trainer.data.tools.pieces import Piece, choose, read
@@ -26,8 +27,10 @@ def test_a_piece_is_read_by_few_requests_of_a_server(tmp_path: Path) -> None:
     assert remote[7].content == good(7)
 
 
-@pytest.mark.parametrize(("block", "gap"), [(1, 0), (3000, 0), (8 << 20, 0), (8 << 20, 64 << 10)])
-def test_blocks_change_nothing(block: int, gap: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("block", "gap", "reads"), [(1, 1 << 20, 2), (8 << 20, 0, 2), (8 << 20, 64 << 10, 1)])
+def test_blocks_change_nothing_but_the_number_of_reads(
+    block: int, gap: int, reads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pieces, "BLOCK_BYTES", block)
     monkeypatch.setattr(pieces, "GAP_BYTES", gap)
     odd = [good(0), {"other": b"nothing that training reads"}, {"txt": b"t", "mp3": b"~" * 5000, "png": b"p"}, good(3)]
@@ -35,7 +38,11 @@ def test_blocks_change_nothing(block: int, gap: int, tmp_path: Path, monkeypatch
     found = list(read(Piece(str(shard), [0, 1, 2, 3]), Data()))
     assert [member.content for member in found] == [good(0), {}, {"txt": b"t", "png": b"p"}, good(3)]
     assert found[2].sizes == {"txt": 1, "mp3": 5000, "png": 1}
+    spans: list[tuple[int, int]] = []
+    at_once = Storage.read
+    monkeypatch.setattr(Storage, "read", lambda *given: spans.append(given[2:]) or at_once(*given))
     assert [member.key for member in read(Piece(str(shard), [0, 3]), Data())] == ["000000", "000003"]
+    assert len(spans) == reads
 
 
 def test_all_samples_come_once_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ def sample(size: tuple[int, int], kind: str, number: int, **record: Any) -> dict
 
 def test_every_count_of_a_small_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     samples = [
-        sample((40, 20), "PNG", 1, caption="a dog", language="en"),
+        sample((60, 20), "PNG", 1, caption="a dog", language="en"),
         sample((20, 40), "WEBP", 2, captions=["un chat", "un petit chat", "minou"], lang="fr"),
         {**sample((300, 300), "PNG", 3, captions={"en": ["a house"], "de": ["ein Haus", "Haus"]}), "txt": b"a house"},
         sample((64, 64), "PNG", 4, caption="A  Dog "),
@@ -48,7 +48,7 @@ def test_every_count_of_a_small_set(tmp_path: Path, capsys: pytest.CaptureFixtur
     short, aspect = found["short_side"], found["width_by_height"]
     assert (short["min"], short["median"], short["max"], short["mean"]) == (20, 20, 300, 101)
     assert {name: count for name, count in short["histogram"].items() if count} == {"0-31": 2, "64-95": 1, "256-383": 1}
-    assert (aspect["min"], aspect["max"]) == (0.5, 2)
+    assert (aspect["min"], aspect["max"], found["long_side"]["min"]) == (0.5, 3, 40)
     assert found["captions_per_picture"] == {"1": 2, "3": 2}
     assert found["languages"] == {"fr": 3, "de": 2, "en": 2}
     assert (found["caption_characters"]["min"], found["caption_characters"]["max"]) == (4, 13)
