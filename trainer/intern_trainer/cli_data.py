@@ -72,7 +72,11 @@ def add_verbs(data: argparse.ArgumentParser) -> None:
     tokenizer.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder for its files")
     tokenizer.add_argument("--vocab", type=_positive, default=8000, metavar="N", help="tokens (default 8000)")
     tokenizer.add_argument(
-        "--sample", type=_positive, default=1_000_000, metavar="N", help="learn from N samples at most (default 1000000)"
+        "--sample",
+        type=_positive,
+        default=1_000_000,
+        metavar="N",
+        help="learn from N samples at most (default 1000000)",
     )
 
     shard = add("shard", "make WebDataset shards from pictures and captions", _SHARD)
