@@ -68,7 +68,8 @@ class LocalTowers(TwoTower):
         pooled_bf = trunk.forward_head(top)[: len(image)]
         return LocalOutput(
             F.normalize(self.image.projection(pooled_bf), dim=-1),
-            *super().forward(text=text)[1:],
+            self.encode_text(text),
+            *super().forward()[2:],
             [project(x_2bchw) for project, x_2bchw in zip(self.heads, maps, strict=True)],
         )
 

@@ -122,12 +122,12 @@ def scene(split: str, layout: Layout, seed: int, number: int) -> Scene:
             break
         picture = _scaled(cut_out.picture(), layout, rng)
         place = _place(picture.size, boxes, layout.side, rng)
-        if place is None or picture.getchannel("A").getextrema()[1] < OPAQUE:
+        rgba = np.asarray(picture, np.float32)
+        if place is None or rgba[..., 3].max() < OPAQUE:
             continue
         alpha = np.zeros((layout.side, layout.side, 1), np.float32)
         colours = np.zeros((layout.side, layout.side, 3), np.float32)
         left, top, right, bottom = place
-        rgba = np.asarray(picture, np.float32)
         alpha[top:bottom, left:right], colours[top:bottom, left:right] = rgba[..., 3:] / 255, rgba[..., :3]
         pixels = pixels * (1 - alpha) + colours * alpha
         mask = alpha[..., 0] * 255 >= OPAQUE

@@ -108,7 +108,10 @@ def probe(train: SceneFeatures, test: SceneFeatures, protocol: Protocol, ranks: 
     labels_bk, wanted_bk4 = (torch.stack(each) for each in zip(*targets, strict=True))
 
     def loss_b(maps: list[Tensor], rows: list[int]) -> Tensor:
-        return detection_loss(*head(maps), labels_bk[rows].to(ranks.device), wanted_bk4[rows].to(ranks.device))
+        scores_bkc, boxes_bk4 = head(maps)
+        return detection_loss(
+            scores_bkc, boxes_bk4, labels_bk[rows].to(ranks.device), wanted_bk4[rows].to(ranks.device)
+        )
 
     fit(head, loss_b, train, protocol, ranks)
     found: dict[int, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
