@@ -132,6 +132,6 @@ def test_the_queue_is_a_list_of_the_newest(rows):
 
 def test_half_filled_queues_have_no_empty_neighbours():
     queue = FeatureQueue(10, 4)
-    queue.push(torch.tensor([[-1.0, 0, 0, 0], [0, -1.0, 0, 0]]))
-    found = queue.nearest(torch.eye(4)[:2])  # an empty entry's product, 0, would be larger
-    assert torch.equal(found, torch.tensor([[0, -1.0, 0, 0], [-1.0, 0, 0, 0]]))
+    entries = torch.tensor([[-0.6, -0.8, 0, 0], [-0.8, -0.6, 0, 0]])
+    queue.push(entries)
+    assert torch.equal(queue.nearest(torch.eye(4)[:2]), entries)  # an empty entry's product, 0, would be larger
