@@ -20,7 +20,8 @@ the micro-batch; only those that `Task.shared` names are the same for every micr
 
 class Task(Protocol):
     """A step is `forward` of a micro-batch, then `loss`. Both are apart, so that a loss can be of the rows of several
-    forward passes: everything that it needs passes through `Outputs`."""
+    forward passes: everything that it needs passes through `Outputs`. Those are held at once, so what can be summed up
+    in a number a sample, such as the loss of its masked words, should be."""
 
     name: str
     shared: frozenset[str]
