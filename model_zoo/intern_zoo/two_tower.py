@@ -76,8 +76,8 @@ class TwoTower(nn.Module):
         self.max_logit_scale, self.min_logit_scale = max_logit_scale, min_logit_scale
         # shape [1]: DeepSpeed cannot view a parameter without dimensions as bytes
         self.logit_scale = nn.Parameter(torch.full((1,), math.log(initial_logit_scale)))
-        has_bias = initial_logit_bias is not None
-        self.logit_bias = nn.Parameter(torch.full((1,), initial_logit_bias)) if has_bias else None
+        bias = initial_logit_bias
+        self.logit_bias = None if bias is None else nn.Parameter(torch.full((1,), bias))
 
     def train(self, mode: bool = True) -> TwoTower:
         """A tower whose parameters are all frozen stays in evaluation mode: its running statistics are frozen, too."""

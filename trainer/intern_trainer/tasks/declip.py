@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from itertools import product
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -63,8 +64,8 @@ class DeclipTask(ContrastiveTask):
         """
         names = ("image", "image2", "text", "text2", "text_labels")
         out: DeclipOutput = model(**{name: batch.tensors[name] for name in names})
-        trained: DeclipTowers = getattr(model, "module", model)
-        self._queue = trained.heads.queue  # the module, not its buffers, which engines replace
+        towers: Any = getattr(model, "module", model)  # an engine's
+        self._queue = towers.heads.queue  # the module, not its buffers, which engines replace
         words_b, masked_b = _guesses(out.word_logits_nv, batch.tensors["text_labels"])
         return {
             "image_features": out.image_features,
