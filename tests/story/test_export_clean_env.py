@@ -76,7 +76,7 @@ def test_loads_in_a_clean_environment(exported, picture, tmp_path, packages, dev
 @pytest.mark.slow
 def test_a_tokenizer_of_ones_own_goes_along(picture, tmp_path):
     own = make_folder(tmp_path / "own", bos_token="<s>", eos_token="</s>", pad_token="<pad>")
-    text = {"width": 32, "layers": 2, "heads": 2, "context_length": 12, "tokenizer": str(own), "pack": True}
+    text = {"width": 32, "layers": 2, "heads": 2, "context_length": 24, "tokenizer": str(own), "pack": True}
     config, model = make_run(tmp_path / "run", model={"text": text}, average=False, ranks=1)
     assert model.text.vocab_size < 400
     assert export_run(tmp_path / "run", tmp_path / "hf").differences.features <= 1e-5

@@ -32,10 +32,9 @@ def main(folder: str, inputs: str, outputs: str) -> None:
         text=texts, images=pictures, return_tensors="pt", padding="max_length", truncation=True, max_length=length
     )
     classify = pipeline("zero-shot-image-classification", model=folder, trust_remote_code=True)
-    options = {"truncation": True, "max_length": length}
     scores = [
         {result["label"]: result["score"] for result in results}
-        for results in classify(pictures, candidate_labels=texts, hypothesis_template="{}", tokenizer_kwargs=options)
+        for results in classify(pictures, candidate_labels=texts, hypothesis_template="{}")
     ]
     save_file(
         {

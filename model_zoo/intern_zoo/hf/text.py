@@ -83,7 +83,7 @@ class TextTransformer(nn.Module):
         if length > self.context_length:
             raise ValueError(
                 f"A text has {length} tokens and the model takes {self.context_length}: "
-                "tokenize with truncation=True (in a pipeline: tokenizer_kwargs={'truncation': True})."
+                "tokenize with truncation=True, or in a pipeline, which never cuts, shorten the text."
             )
         x_blc = self.token_embedding(text) + self.positional_embedding[:length]
         x_blc = self.ln_final(self.transformer(x_blc))

@@ -133,7 +133,10 @@ def samples(emoji: list[Emoji], style: Noto | Fluent, source: str) -> Iterator[d
 
 def build(font: Path, fluent: Path, emojibase: Path, out: Path) -> dict[str, int]:
     """Write `out/<split>-0000n.tar`; gives the number of pictures of each split."""
-    styles = {"train": (Noto(font), "Noto Color Emoji"), "test": (Fluent(fluent), "Fluent 3D")}
+    styles: dict[str, tuple[Noto | Fluent, str]] = {
+        "train": (Noto(font), "Noto Color Emoji"),
+        "test": (Fluent(fluent), "Fluent 3D"),
+    }
     out.mkdir(parents=True, exist_ok=True)
     counts = {}
     for name, emoji in split(read_emoji(emojibase)).items():
