@@ -46,7 +46,11 @@ class Behaviour:
 
 
 class ObjectStore(ThreadingHTTPServer):
-    """`body(name)`: the content, None where there is none; called once a request. `sent`: bytes of bodies."""
+    """`body(name)`: the content, None where there is none; called once a request.
+
+    Attributes:
+        sent: bytes of bodies. again: of those that had been sent whole before.
+    """
 
     daemon_threads = True
     request_queue_size = 128
@@ -54,7 +58,8 @@ class ObjectStore(ThreadingHTTPServer):
     def __init__(self, body: Callable[[str], bytes | None], behaviour: Behaviour) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.body, self.behaviour = body, behaviour
-        self.sent = self.requests = self.faults = 0
+        self.sent = self.again = self.requests = self.faults = 0
+        self.whole: set[tuple[str, int, int]] = set()
         self.closing = threading.Event()
         self.lock = threading.Lock()
         self._free = 0.0
@@ -125,6 +130,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(piece)
             with self.server.lock:
                 self.server.sent += len(piece)
+        if fault is None:
+            body_sent = (self.path, first, last)
+            with self.server.lock:
+                self.server.again += (last + 1 - first) * (body_sent in self.server.whole)
+                self.server.whole.add(body_sent)
 
     def log_message(self, *_: object) -> None:
         pass
