@@ -1,11 +1,12 @@
 """What the local phase does for dense tasks: probes of frozen image towers on scenes, over three seeds.
 
+untrained  the debug recipe's fresh weights: what a probe finds of itself; a probe says something where `first` is above
 first      the debug recipe, stage 1's first phase
 longer     from there, the steps, pictures and crops of the local recipe with the contrastive loss alone
 local      from there, the local recipe
 
 The local phase is worth its steps where `local` is above `longer` in the probes, and keeps what `first` knows of
-captions. Nine runs and 18 probes, about an hour on 2 quiet cores; what is there and finished is not made again.
+captions. Twelve runs and 24 probes, about an hour on 2 quiet cores; what is there and finished is not made again.
 """
 
 from __future__ import annotations
@@ -22,7 +23,13 @@ from benchmarks.figures import REPOSITORY, SEEDS, is_finished, test_entry, train
 from benchmarks.results import save
 
 FIRST, LOCAL = "configs/stage1/debug.yaml", "configs/stage1/local_debug.yaml"
-RUNS = {"first": (FIRST, []), "longer": (LOCAL, ["task=contrastive"]), "local": (LOCAL, [])}
+FRESH = ["train.steps=1", "optim.lr=1e-12", "optim.schedule={warmup_steps: 0, min_lr: 0}"]
+RUNS = {
+    "untrained": (FIRST, FRESH),
+    "first": (FIRST, []),
+    "longer": (LOCAL, ["task=contrastive"]),
+    "local": (LOCAL, []),
+}
 PROBES = {"segmentation": ("mIoU", "foreground_IoU"), "detection": ("mAP", "AP50", "objects_AP50")}
 TEST = ("retrieval/image_to_text_R@5", "retrieval/text_to_image_R@5", "zero_shot/top1")
 
@@ -42,9 +49,9 @@ def main(arguments: list[str]) -> int:
         first = chosen.runs / f"first-{seed}"
         for name, (recipe, settings) in RUNS.items():
             run_dir = chosen.runs / f"{name}-{seed}"
-            more = chosen.first if name == "first" else [f"init.from={first.resolve()}", *chosen.settings]
+            more = chosen.first if recipe == FIRST else [f"init.from={first.resolve()}", *chosen.settings]
             if not is_finished(run_dir):
-                train(run_dir, recipe, [f"train.seed={seed}", *settings, *more])
+                train(run_dir, recipe, [f"train.seed={seed}", *more, *settings])
             for figure, value in results(run_dir, seed, chosen.probe).items():
                 figures[name].setdefault(figure, []).append(value)
     print(table(figures))
