@@ -43,7 +43,7 @@ class _Part:
 
     @staticmethod
     def of(view: Tensor) -> _Part:
-        return _Part(tuple(view.shape), view.stride(), view.storage_offset())
+        return _Part(tuple(view.shape), view.stride(), int(view.storage_offset()))
 
 
 @dataclass(frozen=True)
