@@ -73,7 +73,7 @@ def _steps(ranks: Ranks, weights: dict[str, float]) -> list[dict[str, Any]]:
     settings = {"loss": {"kind": "declip", "block": 3, "declip": weights}, "train": {"global_batch": GLOBAL_BATCH}}
     task, model = build_task(Config.model_validate(settings), ranks), LinearViews()
     rows = GLOBAL_BATCH // ranks.world_size
-    mine, steps = slice(ranks.rank * rows, (ranks.rank + 1) * rows), []
+    mine, steps = slice(ranks.rank * rows, (ranks.rank + 1) * rows), list[dict[str, Any]]()
     for step in range(STEPS):
         tensors = {name: tensor[mine] for name, tensor in global_batch(step).items()}
         loss, metrics = task.loss(task.forward(model, Batch(tensors, [""] * rows)))
@@ -81,10 +81,11 @@ def _steps(ranks: Ranks, weights: dict[str, float]) -> list[dict[str, Any]]:
         loss.backward()
         found = {"loss": loss.detach(), **{name: metrics[name] for name in ("clip", "nearest", "simsiam", "mlm")}}
         found |= {name: model.weights[name].grad.clone() for name in FEATURES}
-        for value in found.values():
-            dist.all_reduce(value)
-            value /= ranks.world_size
-        steps.append({**{name: value.tolist() for name, value in found.items()}, "queue": _queue(model)})
+        together = torch.cat([value.flatten() for value in found.values()])
+        dist.all_reduce(together)
+        means = (together / ranks.world_size).split([value.numel() for value in found.values()])
+        step_found = {n: mean.view(v.shape).tolist() for (n, v), mean in zip(found.items(), means, strict=True)}
+        steps.append({**step_found, "queue": _queue(model)})
     return steps
 
 
