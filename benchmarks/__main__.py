@@ -10,7 +10,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY / root) for root in ("kernels", "model_zoo", "trainer")]
 
 BENCHMARKS = {
-    "figures": "what each loss reaches on the embedded and the emoji data: 3 seeds, and a control with shuffled captions",
+    "figures": "what each loss reaches on the embedded and the emoji data: 3 seeds, and a control with shuffled titles",
     "order": "start and resume at full size: 1 M shards, 10 B samples, 1,024 ranks; time to the first batch, memory",
     "storage": "our loader on simulated object storage: throughput against the bandwidth, bytes read against used",
     "loop": "our training loop with DeepSpeed against a bare PyTorch loop",
