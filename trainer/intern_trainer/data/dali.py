@@ -52,7 +52,10 @@ class DaliViews:
         self._pipeline = Pipeline(batch, THREADS, device.index or 0 if gpu else None, prefetch_queue_depth=1)
         with self._pipeline:
             jpeg = fn.external_source(name="jpeg", dtype=types.UINT8, ndim=1)
-            picture_hwc = fn.decoders.image(jpeg, device="mixed" if gpu else "cpu", output_type=types.RGB)
+            # not turned upright by EXIF: the other decoders do not, and the windows are of the picture as it is stored
+            picture_hwc = fn.decoders.image(
+                jpeg, device="mixed" if gpu else "cpu", output_type=types.RGB, adjust_orientation=False
+            )
             made = []
             for view in range(views):
                 at, extent, mirrored = (

@@ -15,6 +15,7 @@ from intern_trainer.data.dali import DaliViews, encoded
 from intern_trainer.data.decoders import PillowPicture
 from intern_trainer.data.transforms import TrainViews
 from intern_trainer.errors import DataError
+from PIL import ExifTags, Image
 
 from tests.unit.trainer.data.shards import ALONE, WORDS, config, good, write_shard
 from tests.unit.trainer.data.test_decoders import LIMIT, jpeg
@@ -40,7 +41,9 @@ class Whole(PillowPicture):
 def test_views_are_those_of_the_other_decoders() -> None:
     pytest.importorskip("nvidia.dali")
     views = TrainViews(32, Augment(crop_scale=(0.2, 1.0), flip=0.5), views=2)
-    files = [jpeg(), jpeg((100, 240)), jpeg(mode="L"), jpeg(progressive=True)]
+    on_its_side = Image.Exif()
+    on_its_side[ExifTags.Base.Orientation] = 6  # the other decoders leave it as it lies
+    files = [jpeg(), jpeg((100, 240), exif=on_its_side), jpeg(mode="L"), jpeg(progressive=True)]
     dali = DaliViews(32, 2, 4, torch.device("cpu"))
     for seed, files_now in ((0, files), (10, files[:2])):  # also fewer than the batch
         asked, expected = [], []
