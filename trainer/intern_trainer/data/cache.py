@@ -1,6 +1,7 @@
 """Where chunks of remote shards are kept: in the memory of one process, or in a folder for all processes of a node.
 
 name      of a chunk: never given to other bytes
+          of this form: 32 hexadecimal digits-NUMBER-NUMBER
 fetch     gives the chunk's bytes; called once for all who ask at the same time
 """
 
@@ -8,10 +9,12 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -19,13 +22,16 @@ from intern_trainer.data.kept import Kept
 from intern_trainer.errors import DataError
 
 Fetch = Callable[[], bytes]
+FOLDER = "intern-trainer-chunks"
+"""Of `data.cache_dir`, which may hold other things, too."""
+_OURS = re.compile(r"[0-9a-f]{32}-\d+-\d+(\.part)?")
 ABANDONED = 3600
 """Seconds after which the part of a chunk is nobody's any more."""
 
 
 class Chunks(Protocol):
     def read(self, name: str, offset: int, size: int, fetch: Fetch, prepared: bool) -> bytes:
-        """A piece of the chunk, up to its end; fetched if it is not there. `prepared`: by `prepare`, for this read."""
+        """A piece of the chunk; fetched if it is not there. `prepared`: by `prepare`, for this read."""
 
     def prepare(self, name: str, fetch: Fetch) -> None:
         """One more `read` of this chunk will come: see that it is there or on its way."""
@@ -58,7 +64,7 @@ class MemoryChunks:
 
 
 class FolderChunks:
-    """At most `limit` bytes in files of a folder, a file a chunk; the ones not used for the longest time go first.
+    """At most `limit` bytes in files of FOLDER, a file a chunk; the ones not used for the longest time go first.
 
     Any number of processes of one machine share it, and may die at any moment: a chunk is written into NAME.part, whose
     lock tells the others to wait instead of fetching it too, and then renamed. The file `used` holds the sum of sizes;
@@ -66,11 +72,9 @@ class FolderChunks:
     """
 
     def __init__(self, folder: Path, limit: int) -> None:
-        self._folder, self._limit = folder, limit
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise _unusable(folder, error) from error
+        self._folder, self._limit = folder / FOLDER, limit
+        with self._usable():
+            self._folder.mkdir(parents=True, exist_ok=True)
 
     def read(self, name: str, offset: int, size: int, fetch: Fetch, prepared: bool) -> bytes:
         while True:
@@ -86,40 +90,47 @@ class FolderChunks:
             self._fetch(name, fetch, wait=False)
 
     def _piece(self, name: str, offset: int, size: int) -> bytes | None:
-        try:
-            descriptor = os.open(self._folder / name, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return None
-        try:
-            os.utime(descriptor)  # used now
-            return os.pread(descriptor, size, offset)
-        finally:
-            os.close(descriptor)
+        with self._usable():
+            try:
+                descriptor = os.open(self._folder / name, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return None
+            try:
+                os.utime(descriptor)  # used now
+                piece = os.pread(descriptor, size, offset)
+            finally:
+                os.close(descriptor)
+            if len(piece) < size:  # the machine went down before all of it was on the disk
+                (self._folder / name).unlink(missing_ok=True)
+                return None
+            return piece
 
     def _fetch(self, name: str, fetch: Fetch, wait: bool) -> bytes | None:
         """The chunk; None where another fetches it (`wait=False`) or has done so while this one waited."""
         whole, part = self._folder / name, self._folder / f"{name}.part"
-        try:
-            with open(part, "ab") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-                except BlockingIOError:
-                    return None
-                if whole.exists() or not _is_file(file.fileno(), part):
-                    return None
-                try:
-                    content = fetch()
-                    file.truncate(0)
-                    file.write(content)
-                    file.flush()
-                    self._make_room(len(content))
-                    os.replace(part, whole)
-                except BaseException:
+        with self._usable(), open(part, "ab") as file:  # what `fetch` raises is a DataError
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                return None
+            if not _is_file(file.fileno(), part):
+                return None
+            try:
+                if whole.exists():  # made between our look and our `open`
                     part.unlink(missing_ok=True)
-                    raise
+                    return None
+                os.utime(file.fileno())  # not abandoned any more
+                content = fetch()
+                file.truncate(0)
+                file.write(content)
+                file.flush()
+                self._make_room(len(content))
+                with suppress(FileNotFoundError):  # taken for abandoned all the same: then it is not kept
+                    os.replace(part, whole)
+            except BaseException:
+                part.unlink(missing_ok=True)
+                raise
             return content
-        except OSError as error:  # what `fetch` raises is a DataError
-            raise _unusable(self._folder, error) from error
 
     def _make_room(self, size: int) -> None:
         with open(self._folder / "used", "a+b") as ledger:
@@ -136,6 +147,8 @@ class FolderChunks:
         """Down to `target` bytes; gives what is left."""
         found = []
         for entry in os.scandir(self._folder):
+            if not _OURS.fullmatch(entry.name):
+                continue
             try:
                 status = entry.stat()
             except FileNotFoundError:
@@ -143,7 +156,7 @@ class FolderChunks:
             if entry.name.endswith(".part"):
                 if time.time() - status.st_mtime > ABANDONED:
                     Path(entry.path).unlink(missing_ok=True)
-            elif entry.name != "used":
+            else:
                 found.append((status.st_mtime_ns, status.st_size, entry.path))
         used = sum(size for _, size, _ in found)
         for _, size, path in sorted(found):
@@ -153,6 +166,17 @@ class FolderChunks:
             used -= size
         return used
 
+    @contextmanager
+    def _usable(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise DataError(
+                f"data.cache_dir {self._folder.parent} cannot be used: {error.strerror or error}",
+                "chunks of remote shards are kept there",
+                "another data.cache_dir, a smaller data.cache_gb, or none: they are then kept in memory",
+            ) from error
+
 
 def _is_file(descriptor: int, path: Path) -> bool:
     """Whether the open file is still the one of that name."""
@@ -160,11 +184,3 @@ def _is_file(descriptor: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:
         return False
-
-
-def _unusable(folder: Path, error: OSError) -> DataError:
-    return DataError(
-        f"data.cache_dir {folder} cannot be written: {error.strerror or error}",
-        "chunks of remote shards are kept there",
-        "another data.cache_dir, a smaller data.cache_gb, or none: they are then kept in memory",
-    )
