@@ -54,7 +54,7 @@ class LocalTowers(TwoTower):
         **bounds: Any,
     ) -> None:
         super().__init__(image, text, embed_dim, **bounds)
-        self.levels = [_level(image, stride) for stride in strides]
+        self.levels = sorted({_level(image, stride) for stride in strides})  # as the trunk gives their maps
         self.heads = nn.ModuleList(_projector(image.feature_info[level]["num_chs"], width) for level in self.levels)
 
     def forward(  # type: ignore[override]  # another view, more outputs

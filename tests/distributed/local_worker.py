@@ -53,7 +53,3 @@ def loss_and_gradients(ranks: Ranks, payload: Any) -> dict[str, Any]:
 def probes(ranks: Ranks, payload: Any) -> dict[str, dict[str, float]]:
     protocol = Protocol(32, train=10, test=7, steps=6, batch=5)
     return {name: probe(Trunk(), name, protocol, Config(), ranks) for name in ("segmentation", "detection")}
-
-
-def both(ranks: Ranks, payload: Any) -> dict[str, dict[str, Any]]:
-    return {"loss": loss_and_gradients(ranks, payload), **probes(ranks, payload)}

@@ -8,15 +8,21 @@ import torch
 from tests.distributed.spawn import run_ranks
 
 
+def test_two_ranks_have_the_loss_of_one() -> None:
+    worker = "tests.distributed.local_worker:loss_and_gradients"
+    [alone], pair = (run_ranks(worker, ranks=ranks, timeout=300) for ranks in (1, 2))
+    for part in pair:
+        for name, expected in alone.items():
+            torch.testing.assert_close(torch.tensor(part[name]), torch.tensor(expected), rtol=1e-5, atol=1e-7)
+    for name in ("points0", "points1", "image_features"):
+        assert torch.tensor(alone[name]).abs().max() > 1e-3
+
+
 @pytest.mark.slow
-def test_two_ranks_find_what_one_finds() -> None:
-    worker = "tests.distributed.local_worker:both"
+def test_two_ranks_probe_what_one_probes() -> None:
+    worker = "tests.distributed.local_worker:probes"
     [alone], pair = (run_ranks(worker, ranks=ranks, timeout=400) for ranks in (1, 2))
     for part in pair:
-        for name, expected in alone["loss"].items():
-            torch.testing.assert_close(torch.tensor(part["loss"][name]), torch.tensor(expected), rtol=1e-5, atol=1e-7)
         for task in ("segmentation", "detection"):
             assert part[task] == pytest.approx(alone[task], abs=1e-4), task
-    for name in ("points0", "points1", "image_features"):
-        assert torch.tensor(alone["loss"][name]).abs().max() > 1e-3
     assert alone["segmentation"]["mIoU"] > 0

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Iterable
 
-from intern_zoo.two_tower import OPTIONAL
+from intern_zoo.two_tower import AUXILIARY, OPTIONAL
 from torch import Tensor
 
 from intern_trainer.checkpoint.agree import agreed
@@ -70,7 +70,9 @@ def check(weights: Weights, shapes: dict[str, tuple[int, ...]], where: str) -> s
         fresh = {name for name in missing if name.startswith(absent)} if absent else set()
     extra = {name for name in weights.shapes.keys() - shapes if not name.startswith(OPTIONAL)}
     unlike = {n for n in shapes.keys() & weights.shapes if not _same_shape(weights.shapes[n], shapes[n])}
-    auxiliary = {name for name in shapes if name.startswith(OPTIONAL)}
+    optional = {name for name in shapes if name.startswith(OPTIONAL)}
+    auxiliary = {name for name in optional if name.startswith(AUXILIARY)}
+    fresh |= (optional - auxiliary) & (missing | unlike)
     if auxiliary & (missing | unlike):
         fresh |= auxiliary  # whole or not at all: half of a queue, or of a head, is none
     misshaped = [f"{name} (there {list(weights.shapes[name])}, here {list(shapes[name])})" for name in unlike - fresh]

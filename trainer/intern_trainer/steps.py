@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from intern_kernels.precision import at_least_fp32
 from intern_zoo.metanet.norm import statistics_kept
 from torch import Tensor
 
@@ -78,7 +79,7 @@ def joined(parts: Sequence[Outputs], shared: frozenset[str]) -> Outputs:
     for name, first in parts[0].items():
         tensor = first if name in shared else torch.cat([part[name] for part in parts])
         if tensor.is_floating_point():
-            tensor = tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32)).requires_grad_()
+            tensor = at_least_fp32(tensor.detach()).requires_grad_()
         outputs[name] = tensor
     return outputs
 

@@ -20,6 +20,7 @@ from intern_trainer.callbacks.profile import Profiler
 from intern_trainer.callbacks.progress import ProgressLine
 from intern_trainer.callbacks.records import Records, Sink
 from intern_trainer.callbacks.sinks import JsonLines, TensorBoard, WeightsAndBiases
+from intern_trainer.checkpoint.agree import agreed
 from intern_trainer.checkpoint.estimate import announce_slow_saves
 from intern_trainer.config import ds
 from intern_trainer.config.checks import batch_plan, check_world
@@ -82,7 +83,9 @@ def train(config: Config, run_dir: Path, new_order: bool = False) -> int:
         newest = find_checkpoint(config, folder, ranks)
         if is_finished(config, folder, newest, ranks):
             log.info("%s is finished: %d steps. Report: %s", run_dir, Phases(config).steps, folder.report)
-            log.info("To train longer: train.steps=%d. For another run: run.dir=runs/another", 2 * config.train.steps)
+            longer = "init.from=%s in another run.dir" if config.train.phases else "train.steps=%s"
+            way = longer % (run_dir if config.train.phases else 2 * config.train.steps)
+            log.info("To train longer: %s. For another run: run.dir=runs/another", way)
             return 0
         ranks.on_main(lambda: describe_start(folder, config, ranks))
         log_to_file(run_dir, ranks.rank)
@@ -101,18 +104,38 @@ def train(config: Config, run_dir: Path, new_order: bool = False) -> int:
 
 def check_before_start(config: Config, ranks: Ranks) -> None:
     """All that can be wrong with a configuration once the number of ranks is known, before data and model are touched.
+    Collective: a file that one machine lacks is an error on every rank.
 
     Raises:
         ConfigErrors: what is wrong, all at once.
     """
+    tokenizers = agreed(ranks, partial(_check_this_rank, config, ranks), _unreadable)
+    others = [rank for rank, tokenizer in enumerate(tokenizers) if tokenizer != tokenizers[0]]
+    if others:
+        raise ConfigError(
+            f"model.text.tokenizer={config.model.text.tokenizer} is another one on rank {others[0]} than on rank 0",
+            "all ranks make the same ids of a caption",
+            "copy the same files to every machine",
+        )
+
+
+def _check_this_rank(config: Config, ranks: Ranks) -> str:
+    """Gives the digest of the tokenizer."""
     errors = [*check_world(config, ranks.world_size), *ds.agree(config.ds, config, ranks.world_size)]
     try:
-        build_task(config, ranks)
+        _ = build_task(config, ranks).views
         check_picture_sizes(config)
     except ConfigError as error:
         errors.append(error)
     if errors:
         raise ConfigErrors(errors)
+    return tokenizer_digest(config.model.text)
+
+
+def _unreadable(error: OSError) -> EnvironmentFault:
+    return EnvironmentFault(
+        f"{error.filename} cannot be read: {error.strerror}", "the configuration names it", "look at its permissions"
+    )
 
 
 def _train_or_say_full(

@@ -14,9 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-def at_least_fp32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+from intern_kernels.precision import at_least_fp32
 
 
 def score_blocks(query_be: Tensor, key_ge: Tensor, scale: Tensor, block: int) -> Iterator[tuple[slice, Tensor, Tensor]]:

@@ -162,6 +162,8 @@ def test_the_bias_of_siglip_comes_and_goes(tmp_path: Path, caplog: pytest.LogCap
     assert fresh.logit_bias.tolist() == [-7.0]
     assert same(clip.state_dict(), fresh.state_dict())
     assert "they start fresh: logit_bias" in caplog.text
+    local = config(tmp_path / "siglip", weights="raw").model_copy(update={"task": "local"})
+    assert built(local).logit_bias.tolist() == [-3.0]  # type: ignore[union-attr]  # although the heads start fresh
     theirs, settings = open_clip_model("timm")
     tensors = {name: t.contiguous() for name, t in theirs.state_dict().items()} | {"logit_bias": torch.tensor(-2.0)}
     save_file(tensors, tmp_path / "open.safetensors")

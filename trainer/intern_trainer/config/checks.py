@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
-from intern_trainer.config.losses import Declip
+from intern_trainer.config.losses import Declip, Loss
 from intern_trainer.config.phases import Phases, Span
 from intern_trainer.config.schema import Benchmark, Config
 from intern_trainer.errors import ConfigError
@@ -43,7 +43,7 @@ def check(config: Config) -> list[ConfigError]:
         *_check_schedule(config),
         *_check_model(config),
         *_check_captions(config),
-        *_check_declip(config),
+        *_check_loss(config),
         *_check_local(config),
         *_check_evaluation(config),
     ]
@@ -239,11 +239,15 @@ def _check_captions(config: Config) -> Iterator[ConfigError]:
             )
 
 
-def _check_declip(config: Config) -> Iterator[ConfigError]:
+def _check_loss(config: Config) -> Iterator[ConfigError]:
     loss, drop = config.loss, config.data.augment.drop_tokens
     if loss.kind != "declip" and loss.declip != Declip():
         yield ConfigError(
             f"loss.declip is set, and loss.kind is {loss.kind}", "its terms are DeCLIP's", "loss.kind=declip"
+        )
+    if loss.kind != "siglip" and loss.initial_bias != Loss().initial_bias:
+        yield ConfigError(
+            f"loss.initial_bias is set, and loss.kind is {loss.kind}", "the bias is SigLIP's", "loss.kind=siglip"
         )
     if loss.kind == "declip" and drop:
         yield ConfigError(

@@ -43,7 +43,8 @@ class Loss(Section):
     """Columns of the score matrix that a rank holds at once: memory is that of its rows x block, however large the
     batch."""
     initial_scale: Annotated[float, Field(gt=0)] | None = None
-    """exp(logit scale) at the start; None: 1 / 0.07, as CLIP, or 10 for `siglip`."""
+    """exp(logit scale) at the start; None: 1 / 0.07, as CLIP, or 10 for `siglip`, or the nearest of its bounds in
+    `model`."""
     initial_bias: float = -10.0
     """`siglip`: the learned bias of all scores at the start, when most pairs do not belong together."""
     declip: Declip = Declip()

@@ -29,7 +29,11 @@ class Task(Protocol):
 
     @property
     def views(self) -> Views:
-        """What it wants of each sample: `build_train_data` makes it."""
+        """What it wants of each sample: `build_train_data` makes it.
+
+        Raises:
+            ConfigError: something that the configuration names for it is not there.
+        """
         ...
 
     def build_model(self) -> nn.Module:

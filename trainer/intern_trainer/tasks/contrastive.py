@@ -53,6 +53,7 @@ class ContrastiveTask:
     def build_model(self) -> TwoTower:
         model, loss = self.config.model, self.config.loss
         siglip = loss.kind == "siglip"
+        usual = min(max(10.0 if siglip else 1 / 0.07, model.min_logit_scale), model.max_logit_scale)
         try:
             towers = create_two_tower(
                 image=model.image,
@@ -63,7 +64,7 @@ class ContrastiveTask:
                 model=self.towers,
                 max_logit_scale=model.max_logit_scale,
                 min_logit_scale=model.min_logit_scale,
-                initial_logit_scale=loss.initial_scale or (10.0 if siglip else 1 / 0.07),
+                initial_logit_scale=loss.initial_scale or usual,
                 initial_logit_bias=loss.initial_bias if siglip else None,
             )
         except (TypeError, ValueError) as error:  # the zoo's word on an option that it does not know

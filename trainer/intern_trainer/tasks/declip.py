@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from intern_kernels.contrastive_loss import info_nce
+from intern_kernels.precision import at_least_fp32
 from intern_zoo.declip import NOTHING, DeclipOutput, DeclipTowers
 from intern_zoo.feature_queue import FeatureQueue
 from intern_zoo.two_tower import TwoTower
@@ -36,15 +38,6 @@ class DeclipTask(ContrastiveTask):
 
     def __init__(self, config: Config, ranks: Ranks) -> None:
         super().__init__(config, ranks)
-        folder = config.loss.declip.synonyms
-        self._wordnet = WordNet(folder) if folder else None
-        missing = self._wordnet.missing() if self._wordnet else []
-        if missing:
-            raise ConfigError(
-                f"loss.declip.synonyms is {folder}, which holds no {missing[0]}",
-                "it is a folder of WordNet's database files, on every machine of the run",
-                "apt install wordnet-base and loss.declip.synonyms=/usr/share/wordnet, or leave it out",
-            )
         self._queue: FeatureQueue | None = None
 
     @property
@@ -54,8 +47,9 @@ class DeclipTask(ContrastiveTask):
 
     @property
     def views(self) -> Views:
-        words, rate = text_tokenizer(self.config.model.text), self.config.loss.declip.mask_rate
-        texts = DeclipTexts(words, words.sot_token_id, words.eot_token_id, words.vocab_size, rate, self._wordnet)
+        words, terms = text_tokenizer(self.config.model.text), self.config.loss.declip
+        wordnet = _wordnet(terms.synonyms) if terms.synonyms else None
+        texts = DeclipTexts(words, words.sot_token_id, words.eot_token_id, words.vocab_size, terms.mask_rate, wordnet)
         return Views(images=2, texts=texts, captions=2)
 
     def forward(self, model: Forward, batch: Batch) -> Outputs:
@@ -107,21 +101,29 @@ class DeclipTask(ContrastiveTask):
         }
 
 
+def _wordnet(folder: Path) -> WordNet:
+    found = WordNet(folder)
+    missing = found.missing()
+    if missing:
+        raise ConfigError(
+            f"loss.declip.synonyms is {folder}, which holds no {missing[0]}",
+            "it is a folder of WordNet's database files, on every machine of the run",
+            "apt install wordnet-base and loss.declip.synonyms=/usr/share/wordnet, or leave it out",
+        )
+    return found
+
+
 def _simsiam(predicted_2bd: Tensor, projected_2bd: Tensor) -> Tensor:
     """Of each sample, how unlike the predictions of its two views are to the other view's projection, [b], from -1
     (alike) to 1; the projections are targets (Chen and He, arXiv 2011.10566).
     """
     others_2bd = projected_2bd.detach().roll(len(projected_2bd) // 2, dims=0)
-    return -F.cosine_similarity(_exact(predicted_2bd), _exact(others_2bd)).view(2, -1).mean(dim=0)
+    return -F.cosine_similarity(at_least_fp32(predicted_2bd), at_least_fp32(others_2bd)).view(2, -1).mean(dim=0)
 
 
 def _guesses(word_logits_nv: Tensor, labels_bl: Tensor) -> tuple[Tensor, Tensor]:
     """Sum of the cross entropies of each row's masked words, [b], and how many it has, [b]."""
     row_n, place_n = (labels_bl != NOTHING).nonzero(as_tuple=True)
-    loss_n = F.cross_entropy(_exact(word_logits_nv), labels_bl[row_n, place_n], reduction="none")
+    loss_n = F.cross_entropy(at_least_fp32(word_logits_nv), labels_bl[row_n, place_n], reduction="none")
     words_b = loss_n.new_zeros(len(labels_bl)).index_add(0, row_n, loss_n)
     return words_b, loss_n.new_zeros(len(labels_bl)).index_add(0, row_n, torch.ones_like(loss_n))
-
-
-def _exact(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

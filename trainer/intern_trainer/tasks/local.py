@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from intern_kernels.precision import at_least_fp32
 from intern_zoo.errors import ModelConfigError
 from intern_zoo.local import LocalOutput, LocalTowers
 from intern_zoo.two_tower import TwoTower
@@ -101,7 +102,8 @@ def shared_places(boxes_b24: Tensor, points: int) -> Tensor:
 def at_places(x_2bdhw: Tensor, places_b2n2: Tensor) -> Tensor:
     """The maps of first and second views at places of each, between cells by bilinear interpolation: [b, 2, n, d]."""
     grid = (places_b2n2 * 2 - 1).transpose(0, 1).flatten(0, 1).unsqueeze(2)
-    x_2bdn1 = F.grid_sample(_exact(x_2bdhw), grid.to(_exact(x_2bdhw).dtype), padding_mode="border", align_corners=False)
+    x_2bdhw = at_least_fp32(x_2bdhw)
+    x_2bdn1 = F.grid_sample(x_2bdhw, grid.to(x_2bdhw.dtype), padding_mode="border", align_corners=False)
     return torch.stack(x_2bdn1.squeeze(3).transpose(1, 2).chunk(2), dim=1)
 
 
@@ -110,7 +112,7 @@ def vicreg(z_b2nd: Tensor, world_size: int) -> dict[str, Tensor]:
     `variance`, mean shortfall of the channels' standard deviation below 1; `covariance`, sum over d of the squared
     covariances of different channels. The last two are means of both views', over the points of all ranks.
     """
-    exact_b2nd = _exact(z_b2nd)
+    exact_b2nd = at_least_fp32(z_b2nd)
     z_2nd = exact_b2nd.transpose(0, 1).flatten(1, 2)
     count, width = z_2nd.shape[1] * world_size, z_2nd.shape[2]
     centred_2nd = z_2nd - all_reduce(z_2nd.sum(dim=1, keepdim=True)) / count
@@ -122,7 +124,3 @@ def vicreg(z_b2nd: Tensor, world_size: int) -> dict[str, Tensor]:
         "variance": (1 - deviation_2d).relu().mean(),
         "covariance": (covariance_2dd.square().sum() - variance_2d.square().sum()) / (2 * width),
     }
-
-
-def _exact(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from intern_kernels.contrastive_loss import Best, log_sums, sigmoid_loss, sigmoid_terms, with_gradients
+from intern_kernels.precision import at_least_fp32
 from torch import Tensor
 
 from intern_trainer.collectives import log_sum_exp, pass_on
@@ -49,8 +50,7 @@ def siglip_loss(
     if size == 1:
         return sigmoid_loss(image_be, text_be, scale, bias, 0, block)
     with torch.no_grad():
-        exact = torch.promote_types(text_be.dtype, torch.float32)
-        visitors_be, owed_be = text_be, torch.zeros_like(text_be, dtype=exact)
+        visitors_be, owed_be = text_be, torch.zeros_like(at_least_fp32(text_be))
         best, sums = Best(image_be), [torch.zeros((), device=image_be.device) for _ in range(4)]
         for hop in range(size):
             home = (ranks.rank - hop) % size

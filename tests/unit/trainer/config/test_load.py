@@ -94,6 +94,7 @@ WRONG = [
     (["task=local", "loss.kind=declip"], "task is local, and loss.kind is declip", "loss.kind=clip or siglip"),
     (["task=local", "model.image_options={patch_drop_rate: 0.5}"], "drops patches", "without patch_drop_rate"),
     (["local.overlap=0"], "local.overlap is 0", "greater than 0"),
+    (["loss.initial_bias=-7"], "initial_bias is set, and loss.kind is clip", "loss.kind=siglip"),
     (["loss.initial_scale=200"], "initial_scale 200 is not between", "loss.initial_scale=100"),
     (["train.cached_micro_batches=1"], "train.cached_micro_batches is 1", "greater than or equal to 2"),
     (["model.min_logit_scale=200"], "200 is more than model.max_logit_scale 100", "min_logit_scale=20"),

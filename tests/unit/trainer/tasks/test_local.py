@@ -119,3 +119,13 @@ def test_a_stride_that_the_image_tower_lacks_is_refused_in_words() -> None:
     with pytest.raises(ConfigError, match=r"local.strides is \[7\]") as raised:
         build_task(config, ONE_RANK).build_model()
     assert "4, 8, 16, 32" in str(raised.value)
+
+
+def test_strides_may_stand_in_any_order_and_twice() -> None:
+    local = {"strides": [32, 16, 32], "width": 8}
+    config = Config.model_validate(
+        {"task": "local", "model": {"image_size": 32, "embed_dim": 16, "text": TEXT}, "local": local}
+    )
+    model = build_task(config, ONE_RANK).build_model()
+    out = model(torch.randn(2, 3, 32, 32), torch.ones(2, 8, dtype=torch.long), torch.randn(2, 3, 32, 32))
+    assert [level.shape[-1] for level in out.maps] == [2, 1]

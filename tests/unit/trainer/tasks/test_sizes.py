@@ -24,6 +24,7 @@ def test_metanets_take_any_size_and_a_vit_without_phases_its_own() -> None:
     check_picture_sizes(config("metanet_debug", [32, 41]))
     check_picture_sizes(config("resnet18", [32]))
     check_picture_sizes(config("vit_tiny_patch16_224", [64]))
+    check_picture_sizes(config("vit_tiny_patch16_224", [48], depht=2))  # told where the model is built
 
 
 def test_a_vit_takes_other_sizes_by_interpolated_positions() -> None:

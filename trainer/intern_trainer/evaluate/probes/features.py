@@ -69,10 +69,11 @@ class Standardise(nn.Module):
 
     def __init__(self, x_bchw: Tensor, ranks: Ranks) -> None:
         super().__init__()
-        channels = x_bchw.shape[1]
-        x_c = x_bchw.double().transpose(0, 1).flatten(1)
-        count = torch.full((channels,), float(x_c.shape[1]), dtype=torch.float64)
-        total, square, count = sum_over_ranks(torch.stack([x_c.sum(dim=1), x_c.square().sum(dim=1), count]), ranks)
+        sums = torch.zeros(3, x_bchw.shape[1], dtype=torch.float64)
+        for x_chw in x_bchw:  # one scene at a time: all of them in fp64 would be twice the features' memory
+            x_cn = x_chw.double().flatten(1)
+            sums += torch.stack([x_cn.sum(dim=1), x_cn.square().sum(dim=1), torch.ones_like(x_cn).sum(dim=1)])
+        total, square, count = sum_over_ranks(sums, ranks)
         mean_c = total / count
         deviation_c = (square / count - mean_c.square()).clamp_min(0).sqrt().clamp_min(1e-6)
         self.register_buffer("mean_c", mean_c.float())
