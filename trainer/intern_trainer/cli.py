@@ -178,7 +178,7 @@ def _run(chosen: argparse.Namespace) -> int:
         from intern_trainer.run_folder import RunFolder
 
         folder = RunFolder.existing(chosen.run)
-        config = load_config(folder.config, chosen.settings)
+        config = load_config(folder.config, [*folder.settings(), *chosen.settings])
         from intern_trainer.evaluate.stored import evaluate_run
 
         evaluate_run(folder, config, chosen.split, chosen.weights, chosen.checkpoint)
@@ -187,7 +187,7 @@ def _run(chosen: argparse.Namespace) -> int:
         from intern_trainer.run_folder import RunFolder
 
         folder = RunFolder.existing(chosen.run)
-        config = load_config(folder.config, chosen.settings)
+        config = load_config(folder.config, [*folder.settings(), *chosen.settings])
         from intern_trainer.evaluate.probes.stored import probe_run
 
         sizes = {key: getattr(chosen, key) for key in ("seed", "train", "test", "steps")}

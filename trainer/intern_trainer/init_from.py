@@ -14,6 +14,7 @@ from intern_trainer.config.schema import Config
 from intern_trainer.engine import Engine
 from intern_trainer.errors import CheckpointError
 from intern_trainer.ranks import Ranks
+from intern_trainer.text import check_tokenizer
 from intern_trainer.weight_sources import Weights, open_weights
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,9 @@ def initialise(engine: Engine, config: Config, ranks: Ranks) -> None:
 
     def open_and_check() -> set[str]:
         opened.append(open_weights(config))
+        if opened[0].tokenizer is not None:
+            way = "model.text.tokenizer as that run has it (its folder keeps a copy), or another init.from"
+            check_tokenizer(config.model.text, opened[0].tokenizer, f"init.from={config.init.from_}", way)
         return check(opened[0], shapes, str(config.init.from_))
 
     def unreadable(error: OSError) -> CheckpointError:

@@ -6,12 +6,14 @@ log.txt           the log                         metrics.jsonl    one record a 
 evaluation.json   results with split, step, weights, chance levels and counts
 probes.json       results of `intern-trainer probe`, with what they were made under
 samples.json      test pictures and their top captions            report.html      profile/
+tokenizer/        the text tower's tokenizer, where it is not CLIP's
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ class RunFolder:
         self.samples = path / "samples.json"
         self.report = path / "report.html"
         self.profile = path / "profile"
+        self.tokenizer = path / "tokenizer"
 
     @classmethod
     def existing(cls, path: Path) -> RunFolder:
@@ -47,6 +50,22 @@ class RunFolder:
                 f"{path} is not the folder of a run: it holds no config.yaml", fix="give a folder such as runs/debug"
             )
         return folder
+
+    def settings(self) -> list[str]:
+        """What to set so that the run's configuration finds the files that the run keeps, wherever it was moved to."""
+        return [f"model.text.tokenizer={self.tokenizer}"] if self.tokenizer.is_dir() else []
+
+    def keep_tokenizer(self, source: Path) -> None:
+        """Copy the tokenizer's files, once: a run keeps to the one that it began with."""
+        if self.tokenizer.is_dir():
+            return
+        scratch = self.path / ".tokenizer.partial"
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+            if (source / name).is_file():
+                shutil.copy(source / name, scratch)
+        scratch.rename(self.tokenizer)
 
     def read(self, path: Path, default: Any) -> Any:
         """The JSON in one of our files; `default` where it does not exist."""

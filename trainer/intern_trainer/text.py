@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from intern_zoo.errors import TokenizerError
 from intern_zoo.text import CLIP, FolderTokenizer, Tokenizer, tokenizer
 
-from intern_trainer.config.schema import TextTower
+from intern_trainer.config.schema import Config, TextTower
 from intern_trainer.errors import CheckpointError, ConfigError
 
 
@@ -41,7 +42,17 @@ def tokenizer_digest(text: TextTower) -> str:
     return pieces.digest if isinstance(pieces, FolderTokenizer) else CLIP
 
 
-def check_tokenizer(text: TextTower, saved: str, where: object) -> None:
+def with_tokenizer(config: Config, folder: Path) -> Config:
+    """The configuration with the tokenizer in `folder`, where there is one."""
+    if not folder.is_dir():
+        return config
+    text = config.model.text.model_copy(update={"tokenizer": str(folder)})
+    return config.model_copy(update={"model": config.model.model_copy(update={"text": text})})
+
+
+def check_tokenizer(
+    text: TextTower, saved: str, where: object, fix: str = "put the tokenizer's files back, or start a new run"
+) -> None:
     """See that the tokenizer is the one whose ids a checkpoint's weights know.
 
     Args:
@@ -55,7 +66,7 @@ def check_tokenizer(text: TextTower, saved: str, where: object) -> None:
         raise CheckpointError(
             f"{where} knows the tokenizer {saved[:12]}, and model.text.tokenizer={text.tokenizer} is {now[:12]}",
             "a text tower knows its own tokenizer's ids alone",
-            "put the tokenizer's files back as they were, or start a new run",
+            fix,
         )
 
 

@@ -41,10 +41,12 @@ class Weights(Protocol):
     Attributes:
         shapes: of all tensors that are there.
         whole: whether it must hold all of the model; otherwise a part that it lacks stays fresh.
+        tokenizer: `tokenizer_digest` of what its text tower knows; None: it does not say.
     """
 
     shapes: dict[str, tuple[int, ...]]
     whole: bool
+    tokenizer: str | None
 
     def read(self, name: str, start: int, length: int) -> Tensor:
         """Elements of the flattened tensor, on the CPU, in the type they were saved in."""
@@ -55,9 +57,11 @@ class CheckpointWeights:
     """One checkpoint of ours."""
 
     whole = True
+    tokenizer: str | None
 
     def __init__(self, path: Path, which: Literal["ema", "raw"]) -> None:
         self._reader = CheckpointReader(path)
+        self.tokenizer = self._reader.progress.tokenizer
         averaged = set(self._reader.names(EMA)) if which == "ema" else set()
         self._kinds = {
             name: EMA if kind == PARAM and name in averaged else kind
@@ -77,6 +81,7 @@ class FileWeights:
     whole: bool
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     makers: dict[str, Callable[[], Tensor]] = field(default_factory=dict)
+    tokenizer: str | None = None
     _last: tuple[str, Tensor] | None = None
 
     def read(self, name: str, start: int, length: int) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ from intern_trainer.config.schema import Config, TextTower
 from intern_trainer.data.token_drop import TokenDrop
 from intern_trainer.errors import CheckpointError, ConfigError, ConfigErrors
 from intern_trainer.export import export_run
+from intern_trainer.init_from import initialise
+from intern_trainer.run_folder import RunFolder
 from intern_trainer.tasks import build_task
 from intern_trainer.text import _tokenizer, check_tokenizer, text_options, text_tokenizer, tokenizer_digest
 
@@ -57,6 +61,42 @@ def test_a_changed_tokenizer_is_refused(tmp_path: Path) -> None:
         check_tokenizer(text, before, "run")
     with pytest.raises(CheckpointError, match="step-00000020 knows the tokenizer"):
         export_run(tmp_path / "run", tmp_path / "hf")
+
+
+def moved_run(folder: Path) -> tuple[RunFolder, str]:
+    """A run whose tokenizer's own folder is gone, and the tokenizer's digest."""
+    own = make_folder(folder / "own", **SPECIAL)
+    make_run(folder / "run", model={"text": {**TEXT, "tokenizer": str(own)}}, average=False, ranks=1)
+    run, digest = RunFolder(folder / "run"), tokenizer_digest(TextTower(**TEXT, tokenizer=str(own)))
+    run.keep_tokenizer(own)
+    shutil.rmtree(own)
+    _tokenizer.cache_clear()
+    return run, digest
+
+
+def test_a_run_keeps_its_tokenizer(tmp_path: Path) -> None:
+    run, digest = moved_run(tmp_path)
+    with pytest.raises(ConfigErrors, match="holds no tokenizer"):
+        load_config(run.config)
+    assert tokenizer_digest(load_config(run.config, run.settings()).model.text) == digest
+    assert RunFolder(tmp_path / "other").settings() == []
+
+
+@pytest.mark.slow
+def test_a_moved_run_is_exported_with_its_tokenizer(tmp_path: Path) -> None:
+    run, _ = moved_run(tmp_path)
+    export_run(run.path, tmp_path / "hf", checkpoint=None)
+    assert (tmp_path / "hf" / "tokenizer.json").is_file()
+
+
+def test_weights_of_another_tokenizer_are_refused(tmp_path: Path) -> None:
+    own, other = make_folder(tmp_path / "own", **SPECIAL), make_folder(tmp_path / "other", LINES[::-1][:3], **SPECIAL)
+    make_run(tmp_path / "run", model={"text": {**TEXT, "tokenizer": str(own)}}, average=False, ranks=1)
+    config = Config.model_validate(
+        {"model": {"text": {**TEXT, "tokenizer": str(other)}}, "init": {"from": str(tmp_path / "run")}}
+    )
+    with pytest.raises(CheckpointError, match=r"init.from=.* knows the tokenizer"):
+        initialise(SimpleNamespace(shapes=dict), config, ALONE)  # type: ignore[arg-type]
 
 
 def test_no_tokenizer_there(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from intern_trainer.ranks import Ranks
 from intern_trainer.run_folder import RunFolder
 from intern_trainer.slices import EMA
 from intern_trainer.tasks import Task, build_task
-from intern_trainer.text import check_tokenizer
+from intern_trainer.text import check_tokenizer, with_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ def export_run(
             f"{to} is there already", "an export never overwrites anything", "give another --to, or remove it"
         )
     reader, which = _open(run, checkpoint, weights)
-    config = reader.config
+    config = with_tokenizer(reader.config, folder.tokenizer)
     check_tokenizer(config.model.text, reader.progress.tokenizer, reader.path)
     task = build_task(config, ALONE)
     with torch.device("meta"):

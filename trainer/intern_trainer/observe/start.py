@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 from intern_trainer.config import ds
@@ -32,6 +33,8 @@ def describe_start(folder: RunFolder, config: Config, ranks: Ranks) -> None:
     }
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
+        if config.model.text.tokenizer != "clip":
+            folder.keep_tokenizer(Path(config.model.text.tokenizer))
         earlier = folder.read(folder.run, {}).get("starts", [])
         folder.update_run(status="starting", steps=Phases(config).steps, starts=[*earlier, start])
     except OSError as error:
