@@ -98,7 +98,7 @@ class ShardIndex:
 
 
 def build(storage: Storage, location: str) -> ShardIndex:
-    """Walk through a tar's headers (a remote one streams by once).
+    """Walk through a tar's headers (a remote one is read by blocks, once).
 
     Raises:
         DataError: missing, unreachable, not a tar, cut short, or without samples.
@@ -106,10 +106,7 @@ def build(storage: Storage, location: str) -> ShardIndex:
     total, stamp = storage.stamp(location)
     samples: list[tuple[str, list[tuple[str, int, int]]]] = []
     try:
-        with (
-            storage.open(location) as stream,
-            tarfile.open(fileobj=stream, mode="r|" if is_remote(location) else "r:") as tar,
-        ):
+        with storage.open(location, total) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 folder, _, name = member.name.rpartition("/")
                 if not member.isfile() or name.startswith(".") or "." not in name:

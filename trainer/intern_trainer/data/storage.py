@@ -5,6 +5,7 @@ With time limits and retries: a source that does not answer is an error, never a
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import random
@@ -31,6 +32,8 @@ do not ask in step."""
 REFUSALS = (400, 401, 403, 405, 410)
 """HTTP statuses that a server means: it is not asked again."""
 OPEN_FILES = 32
+BLOCK = 8 << 20
+"""Bytes that a remote file is read by from its beginning to its end."""
 
 
 def is_remote(location: str) -> bool:
@@ -55,6 +58,8 @@ class Storage:
         """
         if not is_remote(location):
             return self._read_local(location, offset, size)
+        if not size:  # HTTP has no words for a range of nothing
+            return b""
 
         def fetch(system: Any) -> bytes:
             content = system.cat_file(location, start=offset, end=offset + size)
@@ -90,14 +95,31 @@ class Storage:
         size = info.get("size")
         return (-1 if size is None else int(size)), f"{size}:{tag}"
 
-    def open(self, location: str) -> BinaryIO:
-        """The whole file as a stream, from its beginning."""
-        if not is_remote(location):
-            try:
-                return open(location, "rb")
-            except OSError as error:
-                raise _missing(location, error) from error
-        return self._retry(location, lambda system: system.open(location, "rb", block_size=8 << 20))
+    def open(self, location: str, size: int) -> BinaryIO:
+        """The file of so many bytes (`stamp`), to be read from its beginning to its end.
+
+        Raises:
+            DataError: as `read`; from the reads of a remote file, too.
+        """
+        if is_remote(location):
+            return io.BufferedReader(_Remote(self, location, size), BLOCK)
+        try:
+            return open(location, "rb")
+        except OSError as error:
+            raise _missing(location, error) from error
+
+    def whole(self, location: str) -> bytes:
+        """All bytes of a small file.
+
+        Raises:
+            DataError: the file cannot be read, or its server does not answer.
+        """
+        if is_remote(location):
+            return self._retry(location, lambda system: system.cat_file(location))
+        try:
+            return Path(location).read_bytes()
+        except OSError as error:
+            raise _missing(location, error) from error
 
     def glob(self, pattern: str) -> list[str]:
         """Addresses that match, sorted."""
@@ -176,6 +198,35 @@ class Storage:
                 self._systems[protocol] = fsspec.filesystem(protocol, **options)
                 self._systems[protocol].retries = 1  # s3fs would try 5 times for each of ours
             return self._systems[protocol]
+
+
+class _Remote(io.RawIOBase):
+    """A remote file by `Storage.read`, whose retries it has."""
+
+    def __init__(self, storage: Storage, location: str, size: int) -> None:
+        self._storage, self._location, self._size, self._at = storage, location, size, 0
+        if size < 0:
+            raise DataError(
+                f"{location}: the server does not say its size",
+                "shards are read piece by piece",
+                "use a server that answers HTTP Range requests, or copy the shards to a disk",
+            )
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        content = self._storage.read(self._location, self._at, max(0, min(len(buffer), self._size - self._at)))
+        buffer[: len(content)] = content
+        self._at += len(content)
+        return len(content)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

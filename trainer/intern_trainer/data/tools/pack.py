@@ -135,12 +135,9 @@ def _members(entry: Entry, storage: Storage, job: Job) -> dict[str, bytes]:
 
 def _read(path: str, storage: Storage) -> bytes:
     try:
-        with storage.open(path) as file:
-            return file.read()
+        return storage.whole(path)
     except DataError as error:
         raise BadSample("file missing", error.found) from error
-    except OSError as error:
-        raise BadSample("file missing", f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def _shrunk(picture: Image.Image, size: tuple[int, int], side: int, quality: int) -> tuple[bytes, tuple[int, int]]:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import csv
 import io
 import json
+import random
 import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 from intern_trainer.config.schema import Source
-from intern_trainer.data import build_train_data
+from intern_trainer.data import build_train_data, storage
 from intern_trainer.data.sources import catalogues
 from intern_trainer.data.tools import pack as packing
 from intern_trainer.data.tools.shard import Options, shard
 from intern_trainer.errors import ConfigError, DataError, EnvironmentFault
 from PIL import Image
 
+from benchmarks import object_store
 from tests.unit.trainer.data.shards import ALONE, WORDS, config, picture
 
 
@@ -135,6 +137,28 @@ def test_bad_pictures_are_named_and_counted(tmp_path: Path, capsys: pytest.Captu
         assert reason in shown.err
     assert make(folder, tmp_path / "out", samples_per_shard=3) == found  # finished: told again, though nothing is read
     assert "3 left out" in capsys.readouterr().out
+
+
+def test_a_table_of_addresses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(storage, "WAITS", (0.0, 0.0))
+    pictures(tmp_path / "served", 6, texts=False)
+    behaviour = object_store.Behaviour(chance=random.Random(3), cuts=0.3)
+    with (
+        object_store.serving(object_store.folder(tmp_path / "served"), behaviour) as store,
+        (tmp_path / "t.csv").open("w", newline="") as file,
+    ):
+        csv.writer(file).writerows(
+            [("path", "caption"), *[(f"{store.address}/{n}.jpg", f"picture {n}") for n in range(6)]]
+        )
+        file.flush()
+        assert len(make(tmp_path / "t.csv", tmp_path / "out")) == 6
+        assert store.faults
+        behaviour.cuts = 1.0
+        with pytest.raises(DataError):
+            make(tmp_path / "t.csv", tmp_path / "none")
+    assert "0.jpg cannot be reached" in capsys.readouterr().err
 
 
 def test_resize_shrinks_what_is_larger_and_leaves_the_rest(tmp_path: Path) -> None:
