@@ -85,10 +85,10 @@ class Members:
         catalogue = self._catalogues[source]
         location = catalogue.shards[shard]
         found = index.find_or_build(self._storage, location, self._index_dir)
-        if len(found) != catalogue.counts[shard]:
+        if len(found) != catalogue.counts[shard] or found.end != catalogue.sizes[shard]:
             raise DataError(
-                f"{location} holds {len(found)} samples; when the run began, or its source's catalogue was made, it "
-                f"held {catalogue.counts[shard]}",
+                f"{location} holds {len(found)} samples in {found.end} bytes; when the run began, or its source's "
+                f"catalogue was made, it held {catalogue.counts[shard]} in {catalogue.sizes[shard]}",
                 "the order of samples is made of the shards as they are counted",
                 "put the shard back; or make the catalogue again with `intern-trainer data index`, start again, and "
                 "add --new-order",

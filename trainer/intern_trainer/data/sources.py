@@ -31,8 +31,14 @@ def expand(storage: Storage, locations: list[str]) -> list[str]:
     """Every shard that the locations name, in their order; the matches of a glob sorted.
 
     Raises:
-        DataError: a pattern matches nothing, or no location is given.
+        DataError: a pattern matches nothing, no location is given, or disk and addresses are mixed.
     """
+    if len({is_remote(location) for location in locations}) > 1:
+        raise DataError(
+            f"one source names files and addresses: {shlex.join(locations)}",
+            "the shards of a source are read in one way",
+            "a source in data.train for each, with weights of their numbers of samples",
+        )
     shards: list[str] = []
     for pattern in patterns(locations):
         if pattern.startswith("embedded:"):

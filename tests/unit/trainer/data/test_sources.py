@@ -43,6 +43,8 @@ def test_globs_are_sorted_and_must_match(tmp_path: Path) -> None:
         sources.expand(Storage(), [f"{tmp_path}/x*.tar"])
     with pytest.raises(DataError, match="counts down"):
         sources.expand(Storage(), ["{9..1}.tar"])
+    with pytest.raises(DataError, match="names files and addresses"):
+        sources.expand(Storage(), [f"{tmp_path}/*.tar", "s3://b/1.tar"])
 
 
 def test_an_index_is_kept_beside_the_shard_and_made_anew_when_that_changes(tmp_path: Path) -> None:
@@ -105,7 +107,11 @@ def test_a_shard_that_changed_since_its_catalogue_was_made_stops_the_run(
     location = write_shards(tmp_path / "set", [5, 5])
     index_command([location])
     write_shard(tmp_path / "set" / "001.tar", [good(n) for n in range(6)])
-    with pytest.raises(DataError, match=r"001\.tar holds 6 samples; .* held 5"):
+    with pytest.raises(DataError, match=r"001\.tar holds 6 samples in .* held 5"):
+        ids(location)
+    larger = [{**good(n), "json": b"{}"} for n in range(5)]
+    write_shard(tmp_path / "set" / "001.tar", larger)
+    with pytest.raises(DataError, match=r"001\.tar holds 5 samples in \d+ bytes; .* held 5 in \d+"):
         ids(location)
 
 
