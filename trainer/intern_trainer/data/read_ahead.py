@@ -12,7 +12,8 @@ import hashlib
 import logging
 import math
 import os
-from collections import deque
+import threading
+from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -54,7 +55,9 @@ class ReadAhead:
     def __init__(self, storage: Storage, chunks: Chunks) -> None:
         self._storage, self._chunks = storage, chunks
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="read-ahead")
-        self._announced: dict[Hashable, Future[None]] = {}
+        self._announced: defaultdict[Hashable, deque[Future[None]]] = defaultdict(deque)
+        """By key, the oldest first: a sample's next epoch may be announced before this one's read."""
+        self._lock = threading.Lock()
 
     def read(self, key: Hashable, extent: Extent) -> bytes:
         """What was announced as `key`, or was not.
@@ -62,20 +65,31 @@ class ReadAhead:
         Raises:
             DataError: the shard cannot be read.
         """
-        announced = self._announced.pop(key, None)
+        announced = self._oldest(key)
         prepared = announced is not None and not announced.cancel()  # what was not begun is not needed any more
         pieces = []
         for name, first, fetch in self._cut(extent):
-            start = max(extent.start, first)
-            pieces.append(self._chunks.read(name, start - first, extent.end - start, fetch, prepared))
+            start, end = max(extent.start, first), min(extent.end, first + CHUNK)
+            pieces.append(self._chunks.read(name, start - first, end - start, fetch, prepared))
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def announce(self, key: Hashable, extent: Callable[[], Extent]) -> None:
         """Fetch what `read` will be asked for; `extent` is called in another thread: it may have to read an index."""
-        self._announced[key] = self._pool.submit(self._prepare, extent)
+        with self._lock:
+            self._announced[key].append(self._pool.submit(self._prepare, extent))
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _oldest(self, key: Hashable) -> Future[None] | None:
+        with self._lock:
+            if key not in self._announced:
+                return None
+            waiting = self._announced[key]
+            oldest = waiting.popleft()
+            if not waiting:
+                del self._announced[key]
+            return oldest
 
     def _prepare(self, extent: Callable[[], Extent]) -> None:
         # what goes wrong here goes wrong again when the sample is read, and is told then

@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from intern_trainer.config.schema import Config, Data
-from intern_trainer.data import TrainData, build_train_data, read_ahead, storage
+from intern_trainer.data import TrainData, build_train_data, index, read_ahead, storage
+from intern_trainer.data.cache import MemoryChunks
 from intern_trainer.data.catalogue import Catalogue, ShardNames
+from intern_trainer.data.storage import Storage
 from intern_trainer.errors import DataError
 from intern_trainer.ranks import Ranks
 
@@ -69,6 +71,23 @@ def test_faults_cost_no_sample(store: ObjectStore, tmp_path: Path, kind: str, mo
     store.faults = 0
     assert ids(data) == read(location, tmp_path)
     assert store.faults >= 2
+
+
+@pytest.mark.parametrize("kind", ["fails", "cuts", "stalls"])
+def test_indexes_are_made_through_faults(
+    store: ObjectStore, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "BLOCK", 1 << 12)
+    monkeypatch.setattr(storage, "READ_SECONDS", 0.2)
+    write_shards(tmp_path / "served", [30])
+    local = index.build(Storage(), str(tmp_path / "served" / "000.tar"))
+    reader, address = Storage(), f"{store.address}/000.tar"
+    reader.stamp(address)
+    store.behaviour = Behaviour(chance=random.Random(1), **{kind: 0.2})
+    made = index.build(reader, address)
+    reader.close()
+    assert store.faults >= 2
+    assert np.array_equal(made.offset, local.offset)
 
 
 def test_remote_mistakes_are_messages(store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,6 +170,23 @@ def test_rows_are_announced_ahead_but_not_all_at_once() -> None:
     assert log[:3] == ["announce 0", "announce 1", "give 0"]
     assert [line for line in log if "give" in line] == [f"give {n}" for n in range(6)]
     assert log.index("give 2") > log.index("announce 4")
+
+
+def test_what_is_announced_twice_is_kept_for_two_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(read_ahead, "CHUNK", 100)
+    monkeypatch.setattr(Storage, "read", lambda *_: bytes(100))
+    chunks = MemoryChunks(100)
+    reader = read_ahead.ReadAhead(Storage(), chunks)
+    extent = read_ahead.Extent("http://a/0.tar", "1", 0, 100, 100)
+    for _ in range(2):
+        reader.announce("sample", lambda: extent)
+    for future in list(reader._announced["sample"]):
+        future.result()
+    assert chunks._to_come.total() == 2
+    for left in (1, 0, 0):
+        reader.read("sample", extent)
+        assert chunks._to_come.total() == left
+    reader.close()
 
 
 def test_other_file_systems_of_fsspec(tmp_path: Path) -> None:
