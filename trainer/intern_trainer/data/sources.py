@@ -31,14 +31,8 @@ def expand(storage: Storage, locations: list[str]) -> list[str]:
     """Every shard that the locations name, in their order; the matches of a glob sorted.
 
     Raises:
-        DataError: a pattern matches nothing, no location is given, or disk and addresses are mixed.
+        DataError: a pattern matches nothing, or no location is given.
     """
-    if len({is_remote(location) for location in locations}) > 1:
-        raise DataError(
-            f"one source names files and addresses: {shlex.join(locations)}",
-            "the shards of a source are read in one way",
-            "a source in data.train for each, with weights of their numbers of samples",
-        )
     shards: list[str] = []
     for pattern in patterns(locations):
         if pattern.startswith("embedded:"):
@@ -96,6 +90,12 @@ def _catalogued_or_listed(
     """Of each source its catalogue if it is large, else its shards. A catalogue spares listing them, too."""
     known: list[Catalogue | list[str]] = []
     for source, name in zip(sources, _names(sources), strict=True):
+        if len({is_remote(location) for location in source.location}) > 1:
+            raise DataError(
+                f"{name} names files and addresses: {shlex.join(source.location)}",
+                "the shards of a source are read in one way",
+                "a source for the files and one for the addresses, each with its number of samples as its weight",
+            )
         kept = catalogue.find(patterns(source.location), index_dir, name, source.weight)
         if kept is not None and len(kept[0].shards) > INDEX_AT_START:
             found, path, age = kept

@@ -43,8 +43,9 @@ def test_globs_are_sorted_and_must_match(tmp_path: Path) -> None:
         sources.expand(Storage(), [f"{tmp_path}/x*.tar"])
     with pytest.raises(DataError, match="counts down"):
         sources.expand(Storage(), ["{9..1}.tar"])
-    with pytest.raises(DataError, match="names files and addresses"):
-        sources.expand(Storage(), [f"{tmp_path}/*.tar", "s3://b/1.tar"])
+    mixed = Source(location=[f"{tmp_path}/*.tar", "s3://b/1.tar"], name="set")
+    with pytest.raises(DataError, match="set names files and addresses"):
+        sources.catalogues([mixed], None, ALONE)
 
 
 def test_an_index_is_kept_beside_the_shard_and_made_anew_when_that_changes(tmp_path: Path) -> None:
