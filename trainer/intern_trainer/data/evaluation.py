@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ from intern_trainer.errors import DataError
 from intern_trainer.ranks import Ranks
 
 log = logging.getLogger(__name__)
-Opener = Callable[[], Callable[[int], Sample | Bad]]
-"""Opens a reader in the process that calls it; that gives the n-th sample of the set."""
+Opener = Callable[[], AbstractContextManager[Callable[[int], Sample | Bad]]]
+"""Opens a reader in the process that calls it, until the context ends; that gives the n-th sample of the set."""
 IN_PROCESS = 1024
 """A rank with fewer samples reads them itself: starting loader processes would take longer."""
 
@@ -70,14 +71,15 @@ class EvalPairs:
             feed.close()
 
     def _parts(self, worker: int, workers: int) -> Iterator[tuple[list[Sample], torch.Tensor | None, list[Bad]]]:
-        read, size = self._open(), self._config.evaluate.batch
-        for first in range(self._first + worker * size, self._last, workers * size):
-            results = [read(number) for number in range(first, min(first + size, self._last))]
-            samples = [one for one in results if isinstance(one, Sample)]
-            pixels = torch.from_numpy(np.stack([one.pixels[0] for one in samples])) if samples else None
-            # the pixels travel as one tensor
-            slim = [Sample(one.id, (), one.caption, one.record) for one in samples]
-            yield slim, pixels, [one for one in results if isinstance(one, Bad)]
+        size = self._config.evaluate.batch
+        with self._open() as read:
+            for first in range(self._first + worker * size, self._last, workers * size):
+                results = [read(number) for number in range(first, min(first + size, self._last))]
+                samples = [one for one in results if isinstance(one, Sample)]
+                pixels = torch.from_numpy(np.stack([one.pixels[0] for one in samples])) if samples else None
+                # the pixels travel as one tensor
+                slim = [Sample(one.id, (), one.caption, one.record) for one in samples]
+                yield slim, pixels, [one for one in results if isinstance(one, Bad)]
 
     def _batch(self, samples: list[Sample], pixels: torch.Tensor) -> Batch:
         data = self._config.data
@@ -122,9 +124,9 @@ def pairs(sources: list[Source], config: Config, ranks: Ranks, language: str | N
     places = [(s, shard) for s, source in enumerate(found) for shard in range(len(source.shards))]
     ends = np.cumsum([found[s].counts[shard] for s, shard in places])
 
-    def open_reader() -> Callable[[int], Sample | Bad]:
+    @contextmanager
+    def open_reader() -> Iterator[Callable[[int], Sample | Bad]]:
         crop = transforms.CentreCrop(config.model.image_size)
-        reader = Reader(found, settings, config.data.index_dir, crop, open_indexes=4, chunks=sequential(found))
 
         def read(number: int) -> Sample | Bad:
             at = int(np.searchsorted(ends, number, side="right"))
@@ -132,7 +134,9 @@ def pairs(sources: list[Source], config: Config, ranks: Ranks, language: str | N
             index = number - int(ends[at]) + int(found[source].counts[shard])
             return read_or_bad(reader, Place(source, shard, index))
 
-        return read
+        chunks = sequential(found)
+        with closing(Reader(found, settings, config.data.index_dir, crop, open_indexes=4, chunks=chunks)) as reader:
+            yield read
 
     return EvalPairs(config, ranks, int(ends[-1]), open_reader)
 
@@ -158,7 +162,7 @@ def image_folder(path: str | Path, config: Config, ranks: Ranks) -> EvalPairs:
             return Bad(name, "picture missing", str(error))
         return Sample(name, crop(picture), classes[label], {"category": classes[label]})
 
-    return EvalPairs(config, ranks, len(files), lambda: read, classes)
+    return EvalPairs(config, ranks, len(files), lambda: nullcontext(read), classes)
 
 
 def _list_folder(root: Path) -> tuple[list[str], list[tuple[str, int]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import re
 import struct
 import zlib
@@ -117,6 +118,16 @@ def test_evaluation_names_what_it_leaves_out(tmp_path: Path, caplog: pytest.LogC
     list(found)
     with pytest.raises(DataError, match="2 bad samples among the 20"):
         found.agree()
+
+
+def test_evaluations_leave_no_open_files(tmp_path: Path) -> None:
+    write_shard(tmp_path / "s.tar", [good(n) for n in range(20)])
+    settings = config(f"{tmp_path}/s.tar")
+    found = pairs(list(settings.data.train), settings, ALONE)
+    before = len(os.listdir("/proc/self/fd"))
+    readers = [iter(found) for _ in range(3)]
+    assert sum(len(batch) for reader in readers for batch in reader) == 60
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def _truncated(tmp_path: Path, keep: float) -> Path:
