@@ -68,6 +68,19 @@ class Ranks:
         return value
 
 
+def local_ranks(with_srun: bool = True) -> int:
+    """Ranks on this machine, as torchrun, DeepSpeed's launcher or srun says; 1 where none does. Where nodes differ srun
+    names all, and the most counts.
+
+    Args:
+        with_srun: False where ranks count that share their cores: srun gives each its own.
+    """
+    said = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")
+    if not said and with_srun:
+        said = os.environ.get("SLURM_STEP_TASKS_PER_NODE")  # such as 4(x2),3
+    return max(int(part.split("(")[0]) for part in (said or "1").split(","))
+
+
 def init_ranks(timeout: timedelta = timedelta(minutes=30)) -> Ranks:
     """Make the default process group from the launcher's environment: one process without a launcher is a world of one.
 

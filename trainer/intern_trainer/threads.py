@@ -7,6 +7,7 @@ import os
 import torch
 
 from intern_trainer.config.schema import Config
+from intern_trainer.ranks import local_ranks
 
 
 def set_threads(config: Config) -> None:
@@ -17,6 +18,5 @@ def set_threads(config: Config) -> None:
 
 
 def cores_a_rank() -> int:
-    """The cores that this process may use, divided by the ranks on the machine."""
-    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
-    return max(1, len(os.sched_getaffinity(0)) // local_ranks)
+    """The cores that this process may use, divided by the ranks that share them."""
+    return max(1, len(os.sched_getaffinity(0)) // local_ranks(with_srun=False))

@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 import torch
 from intern_trainer.errors import EnvironmentFault
-from intern_trainer.ranks import _adopt_slurm_environment, _init_process_group
+from intern_trainer.ranks import _adopt_slurm_environment, _init_process_group, local_ranks
 
 CPU = torch.device("cpu")
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -37,3 +37,23 @@ def test_tasks_of_srun_are_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASTER_ADDR", "node1")
     _adopt_slurm_environment()
     assert [os.environ[name] for name in LAUNCHER] == ["5", "16", "1", "node1", "24711"]
+
+
+@pytest.mark.parametrize(
+    ("said", "expected", "sharing_cores"),
+    [
+        ({}, 1, 1),
+        ({"LOCAL_WORLD_SIZE": "4", "SLURM_STEP_TASKS_PER_NODE": "1"}, 4, 4),
+        ({"LOCAL_SIZE": "8"}, 8, 8),
+        ({"SLURM_STEP_TASKS_PER_NODE": "4(x2),3"}, 4, 1),
+        ({"SLURM_STEP_TASKS_PER_NODE": "2,16(x3)"}, 16, 1),
+    ],
+)
+def test_ranks_on_a_node(
+    said: dict[str, str], expected: int, sharing_cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_STEP_TASKS_PER_NODE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    assert (local_ranks(), local_ranks(with_srun=False)) == (expected, sharing_cores)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import os
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Iterator
@@ -26,7 +25,7 @@ from intern_trainer.data.cache import Chunks, Fetch, FolderChunks, MemoryChunks
 from intern_trainer.data.catalogue import Catalogue
 from intern_trainer.data.storage import Storage
 from intern_trainer.errors import DataError
-from intern_trainer.ranks import Ranks
+from intern_trainer.ranks import Ranks, local_ranks
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -128,12 +127,12 @@ class Plan:
 
 
 def plan(sources: list[Catalogue], data: Data, lanes_of_workers: list[int], ranks: Ranks) -> Plan:
-    """For the workers of a rank, that serve so many lanes each.
+    """The same for all workers, that of all ranks together serve so many lanes each.
 
     Raises:
-        DataError: the windows of a node's workers do not fit into `data.cache_gb`.
+        DataError: on every rank alike: the windows of a node's workers do not fit into `data.cache_gb`.
     """
-    lanes, workers = max(lanes_of_workers), len(lanes_of_workers)
+    lanes, workers = max(lanes_of_workers), len(lanes_of_workers) // ranks.world_size
     shards = sum(
         min(_shards_of_two_windows(source, data.shuffle_window) * lanes, len(source.shards)) for source in sources
     )
@@ -145,7 +144,7 @@ def plan(sources: list[Catalogue], data: Data, lanes_of_workers: list[int], rank
     ahead = lanes * data.shuffle_window
     what = f"two windows of {data.shuffle_window} samples for each of {lanes} lanes take {needed / 1e9:.2f} GB a worker"
     if data.cache_dir is not None:
-        limit, at_once = int(data.cache_gb * 1e9), 1.2 * min(needed * workers * _ranks_on_node(), whole)
+        limit, at_once = int(data.cache_gb * 1e9), 1.2 * min(needed * workers * local_ranks(), whole)
         if at_once > limit:
             raise DataError(
                 f"{what}, with some room {at_once / 1e9:.1f} GB on a node; data.cache_gb is {data.cache_gb:g}",
@@ -163,7 +162,7 @@ def plan(sources: list[Catalogue], data: Data, lanes_of_workers: list[int], rank
                 -(-needed >> 20),
             )
         return Plan(shards)
-    readers = sum(lanes_of_workers) * ranks.world_size / data.lanes
+    readers = sum(lanes_of_workers) / data.lanes
     if readers > 1.1 and ranks.is_main:
         log.warning(
             "each lane is read by %.1f workers on average, and so its data as often: best data.lanes is a multiple of "
@@ -174,23 +173,19 @@ def plan(sources: list[Catalogue], data: Data, lanes_of_workers: list[int], rank
     return Plan(shards, needed, ahead=ahead)
 
 
-def announced(rows: Iterator[T], announce: Callable[[T], None], ahead: int) -> Iterator[T]:
-    """The rows, each announced when it is `ahead` rows away. That distance grows from 1 on, by one with each row given:
-    the first row does not wait for all the announcements.
+def announced(rows: Iterator[T], announce: Callable[[T], None], ahead: int, samples: Callable[[T], int]) -> Iterator[T]:
+    """The rows, each announced when its samples (`samples` counts them) are `ahead` away. That distance grows from
+    nothing on, by one row with each row given: the first row does not wait for all the announcements.
     """
-    waiting, fresh = deque[T](), 0
+    waiting, held, fresh = deque[T](), 0, 0
     for row in rows:
         announce(row)
         waiting.append(row)
-        fresh += 1
-        if len(waiting) > ahead or fresh == 2:
+        held, fresh = held + samples(row), fresh + 1
+        while held > ahead or fresh == 2:
+            held, fresh = held - samples(waiting[0]), 0
             yield waiting.popleft()
-            fresh = 0
     yield from waiting
-
-
-def _ranks_on_node() -> int:
-    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or 1)
 
 
 def _shards_of_two_windows(source: Catalogue, window: int) -> int:

@@ -140,8 +140,9 @@ class TrainData:
         with closing(reader), ThreadPoolExecutor(REMOTE_READS if remote else 1) as pool:
             apply = pool.map if remote else map
             rows = ((span, rows, [self._order.at(p) for p in rows]) for span, rows in self._rows(step, worker, workers))
-            ahead = reads.ahead // max(1, len(_share(self._slots[self._phases.at(step)][0], worker, workers)))
-            for span, positions, places in announced(rows, lambda row: reader.announce(row[2]), ahead):
+            for span, positions, places in announced(
+                rows, lambda row: reader.announce(row[2]), reads.ahead, lambda row: len(row[2])
+            ):
                 reader.crop = crops[span]
                 yield self._part(reader, positions, places, apply)
 
@@ -154,13 +155,17 @@ class TrainData:
             step += 1
 
     def _lanes_of_workers(self) -> list[int]:
-        """How many lanes each of this rank's workers serves, in the phase where they are most."""
-        workers, lanes = max(self._workers, 1), self._config.data.lanes
-
-        def served(worker: int, slots: list[np.ndarray]) -> int:
-            return len({int(slot) % lanes for each in slots for slot in _share(each, worker, workers)})
-
-        return [max(served(worker, slots) for slots in self._slots.values()) for worker in range(workers)]
+        """How many lanes each worker serves, of all ranks so that they plan alike, in the phase where they are most."""
+        workers, lanes, world = max(self._workers, 1), self._config.data.lanes, self._ranks.world_size
+        most = [0] * (world * workers)
+        for span in self._phases.spans:
+            accumulation = batch_plan(self._config, world, span).accumulation
+            by_rank = [s.reshape(world, -1) for s in rank_offsets(span.global_batch, lanes, accumulation, 1, 0)]
+            for number in range(len(most)):
+                rank, worker = divmod(number, workers)
+                rows = np.concatenate([_share(slots[rank], worker, workers) for slots in by_rank])
+                most[number] = max(most[number], len(np.unique(rows % lanes)))
+        return most
 
     def _part(self, reader: Reader, positions: list[int], places: list[Place], apply: Callable[..., Iterable]) -> _Part:
         bad: list[Bad] = []

@@ -148,28 +148,56 @@ def catalogue(shards: int, each: int, size: int) -> Catalogue:
 
 def test_what_a_worker_holds_is_planned(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     source, four = [catalogue(1000, 10_000, 50_000)], Ranks(0, 4, 0, ALONE.device)
-    plan = read_ahead.plan(source, Data(lanes=64), [4] * 4, four)
+    plan = read_ahead.plan(source, Data(lanes=64), [4] * 16, four)
     assert plan.bytes == 2 * 4 * (2048 * 50_000 + read_ahead.CHUNK)
     assert plan.shards == 2 * 4 * 2
     assert not caplog.records
     with caplog.at_level(logging.WARNING):
-        assert read_ahead.plan(source, Data(lanes=64), [8] * 8, four).bytes
+        assert read_ahead.plan(source, Data(lanes=64), [8] * 32, four).bytes
         assert "each lane is read by 4.0 workers" in caplog.messages[-1]
-        assert read_ahead.plan(source, Data(lanes=64, read_ahead_mb=800), [4] * 4, four).chunks() is None
+        assert read_ahead.plan(source, Data(lanes=64, read_ahead_mb=800), [4] * 16, four).chunks() is None
         assert "data.read_ahead_mb=846" in caplog.messages[-1]
     with pytest.raises(DataError, match=r"4\.3 GB on a node; data\.cache_gb is 3") as error:
-        read_ahead.plan(source, Data(lanes=64, cache_dir=tmp_path, cache_gb=3), [4] * 4, four)
+        read_ahead.plan(source, Data(lanes=64, cache_dir=tmp_path, cache_gb=3), [4] * 16, four)
     assert "data.cache_gb=5" in error.value.fix
-    assert read_ahead.plan(source, Data(lanes=64, cache_dir=tmp_path, cache_gb=5), [4] * 4, four).chunks()
+    assert read_ahead.plan(source, Data(lanes=64, cache_dir=tmp_path, cache_gb=5), [4] * 16, four).chunks()
 
 
 def test_rows_are_announced_ahead_but_not_all_at_once() -> None:
     log: list[str] = []
-    for row in read_ahead.announced(iter(range(6)), lambda row: log.append(f"announce {row}"), ahead=2):
+    for row in read_ahead.announced(iter(range(6)), lambda row: log.append(f"announce {row}"), 2, lambda _: 1):
         log.append(f"give {row}")
     assert log[:3] == ["announce 0", "announce 1", "give 0"]
     assert [line for line in log if "give" in line] == [f"give {n}" for n in range(6)]
     assert log.index("give 2") > log.index("announce 4")
+
+
+def test_samples_are_announced_ahead_whatever_the_batch() -> None:
+    held, most, ahead = 0, 0, 32
+
+    def announce(size: int) -> None:
+        nonlocal held, most
+        held += size
+        most = max(most, held)
+
+    given = []
+    for size in read_ahead.announced(iter([4] * 40 + [16] * 40 + [4] * 40), announce, ahead, lambda size: size):
+        held -= size
+        given.append(size)
+    assert given == [4] * 40 + [16] * 40 + [4] * 40
+    assert ahead < most <= ahead + 16
+
+
+def test_ranks_that_serve_different_lanes_plan_alike(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 64 lanes in three ranks of two workers each some serve eleven, others twelve."""
+    write_shards(tmp_path / "served", [100, 100])
+    shared = settings(f"{store.address}/{{000..001}}.tar", tmp_path, lanes=64, global_batch=192, workers=2)
+    sources = build_train_data(shared, ALONE, WORDS)._sources
+    plans = [TrainData(shared, Ranks(rank, 3, 0, ALONE.device), WORDS, sources)._reads for rank in range(3)]
+    assert plans[0] == plans[1] == plans[2]
+    assert plans[0].ahead == 12 * 8
 
 
 def test_what_is_announced_twice_is_kept_for_two_reads(monkeypatch: pytest.MonkeyPatch) -> None:
