@@ -13,7 +13,7 @@ the training process: floats on the device."""
 
 
 class Stages:
-    """Seconds by stage since the last `take`. Threads of one process may share it: theirs add up."""
+    """Seconds by stage since the last `take`. Threads may share it, see `concurrent`."""
 
     def __init__(self) -> None:
         self._seconds = dict.fromkeys(STAGES, 0.0)
@@ -27,6 +27,19 @@ class Stages:
         finally:
             with self._lock:
                 self._seconds[stage] += time.perf_counter() - started
+
+    @contextmanager
+    def concurrent(self) -> Iterator[None]:
+        """Meanwhile several threads may be in stages at once: the time that passes is shared out among the stages in
+        proportion to what the threads spent in each, so that seconds remain those of the process. Nothing was counted
+        since the last `take`.
+        """
+        started = time.perf_counter()
+        yield
+        passed = time.perf_counter() - started
+        with self._lock:
+            spent = sum(self._seconds.values())
+            self._seconds = {stage: seconds * passed / (spent or 1.0) for stage, seconds in self._seconds.items()}
 
     def take(self) -> dict[str, float]:
         with self._lock:

@@ -171,11 +171,12 @@ class TrainData:
         bad: list[Bad] = []
         order = self._order
         seeds = [order.augmentation_seed(position) for position in positions]
-        found = apply(partial(read_or_bad, reader), places, seeds)
-        samples = [
-            one if isinstance(one, Sample) else _in_place_of(one, reader, order, position, bad)
-            for one, position in zip(found, positions, strict=True)
-        ]
+        with reader.stages.concurrent():
+            found = apply(partial(read_or_bad, reader), places, seeds)
+            samples = [
+                one if isinstance(one, Sample) else _in_place_of(one, reader, order, position, bad)
+                for one, position in zip(found, positions, strict=True)
+            ]
         captions = [sample.caption for sample in samples]
         with reader.stages.of("collate"):
             pixels = zip(*(sample.pixels for sample in samples if sample.encoded is None), strict=True)
