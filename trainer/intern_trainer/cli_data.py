@@ -10,7 +10,7 @@ from pathlib import Path
 from intern_trainer.config.load import load_config
 from intern_trainer.config.schema import Config
 
-_SETTING = re.compile(r"(data|model|train)\.[a-z_.]+=")
+_SETTING = re.compile(r"(data|model|train)\.[a-z0-9_.]+=")
 _NAMING = """\
 SHARD is a tar file: a path, a glob, a brace range such as /data/{000..199}.tar, an address (s3:// gs:// http(s)://), or
 embedded:train. Without one the recipe's data.train is taken. KEY=VALUE changes a setting, such as
@@ -119,11 +119,13 @@ def _run(chosen: argparse.Namespace) -> int:
     settings = [word for word in chosen.settings if _SETTING.match(word)]
     config = _config(chosen, settings)
     named = [word for word in chosen.settings if word not in settings]
-    named = named or [location for source in config.data.train for location in source.location]
     if chosen.tool == "index":
         from intern_trainer.data.tools.index import index_command
 
-        return index_command(named, config.data.index_dir, workers)
+        # a large source has a catalogue of its own
+        sources = [named] if named else [source.location for source in config.data.train]
+        return max(index_command(source, config.data.index_dir, workers) for source in sources)
+    named = named or [location for source in config.data.train for location in source.location]
     if chosen.tool == "stats":
         from intern_trainer.data.tools.stats import stats
 

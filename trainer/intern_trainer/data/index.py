@@ -169,8 +169,13 @@ def find_or_build(storage: Storage, location: str, index_dir: Path | None) -> Sh
         return found
     made = build(storage, location)
     with contextlib.suppress(OSError):
-        write_atomically(path_of(location, made.stamp, index_dir), made.to_bytes())
+        keep(made, location, index_dir)
     return made
+
+
+def keep(made: ShardIndex, location: str, index_dir: Path | None) -> None:
+    """Raises OSError: there is no place for it."""
+    write_atomically(path_of(location, made.stamp, index_dir), made.to_bytes())
 
 
 def _empty(location: str) -> DataError:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 from pathlib import Path
 
 import pytest
 from intern_trainer import cli, cli_data
+from intern_trainer.config.schema import Source
+from intern_trainer.data import catalogue, sources
 
-from tests.unit.trainer.data.shards import picture, write_shards
+from tests.unit.trainer.data.shards import ALONE, picture, write_shards
 
 
 def test_words_are_shards_or_settings_in_any_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,6 +47,7 @@ def test_mistakes_are_messages(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "matches no file" in capsys.readouterr().err
     assert cli.main(["data", "stats", "embedded:train", "data.max_pixel=3"]) == 2
     assert "unknown key data.max_pixel" in capsys.readouterr().err
+    assert cli.main(["data", "stats", "embedded:train", "data.train.0.weight=3"]) == 2  # a setting, though none that is
     (tmp_path / "file").touch()
     for option in (["stats", "--json"], ["check", "--jsonl"], ["preview", "--to"]):
         unwritable = f"{tmp_path}/file/x"
@@ -52,6 +57,37 @@ def test_mistakes_are_messages(tmp_path: Path, capsys: pytest.CaptureFixture[str
         with pytest.raises(SystemExit) as ended:
             cli.main(["data", *wrong])
         assert ended.value.code == 2
+
+
+def test_indexes_that_cannot_be_kept_are_no_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    location = write_shards(tmp_path / "set", [3, 3])
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # beside the shards
+    command = ["data", "index", location, "--workers", "1", "--index-dir"]
+    assert cli.main([*command, f"{tmp_path}/file/x"]) == 5
+    assert "2 of the indexes cannot be kept" in capsys.readouterr().err
+    assert cli.main(["data", "check", *command[2:], f"{tmp_path}/file/x"]) == 0
+    assert cli.main([*command, str(tmp_path / "indexes")]) == 0
+    monkeypatch.setattr(sources, "INDEX_AT_START", 1)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(catalogue, "write_atomically", full)
+    assert cli.main([*command, str(tmp_path / "indexes")]) == 5
+    assert "the catalogue cannot be kept" in capsys.readouterr().err
+
+
+def test_each_source_of_a_recipe_gets_its_catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "INDEX_AT_START", 1)
+    places = [{"location": write_shards(tmp_path / name, [3, 3])} for name in ("a", "b")]
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps({"data": {"train": places}}))
+    assert cli.main(["data", "index", "--config", str(recipe), "--workers", "1"]) == 0
+    found = sources.catalogues([Source(**place) for place in places], None, ALONE)
+    assert [source.total for source in found] == [6, 6]
 
 
 def test_ctrl_c_ends_without_a_stack_trace(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,9 +16,9 @@ from intern_trainer.config.schema import Config
 from intern_trainer.data import captions
 from intern_trainer.data.captions import CaptionRules
 from intern_trainer.data.decode import BadSample
-from intern_trainer.data.storage import write_atomically
 from intern_trainer.data.tools.pieces import Piece, choose, read
 from intern_trainer.data.tools.pool import each
+from intern_trainer.data.tools.results import write_text
 from intern_trainer.errors import ConfigError, DataError
 
 SPECIAL = {"bos_token": "<start_of_text>", "eos_token": "<end_of_text>", "pad_token": "<pad>"}
@@ -35,6 +35,7 @@ def learn_tokenizer(locations: list[str], config: Config, workers: int, to: Path
 
     Raises:
         ConfigError: something is in `to`, or `vocab` is too small. DataError: there are no captions.
+        EnvironmentFault: `to` cannot be written.
     """
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ConfigError(f"{to} is there already", "a tokenizer is never overwritten", "give another --to")
@@ -59,10 +60,9 @@ def learn_tokenizer(locations: list[str], config: Config, workers: int, to: Path
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
-    to.mkdir(parents=True, exist_ok=True)
-    write_atomically(to / "tokenizer.json", backend.to_str(pretty=True).encode())
+    write_text(to / "tokenizer.json", backend.to_str(pretty=True))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", **SPECIAL}
-    write_atomically(to / "tokenizer_config.json", (json.dumps(settings, indent=2) + "\n").encode())
+    write_text(to / "tokenizer_config.json", json.dumps(settings, indent=2) + "\n")
     print(f"{backend.get_vocab_size():,} tokens from {len(texts):,} captions in {to}: model.text.tokenizer={to}")
     return 0
 

@@ -50,6 +50,10 @@ def test_mistakes(shard: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "is there already" in capsys.readouterr().err
     assert cli.main(["data", "tokenizer", shard, "--to", str(tmp_path / "x"), "--vocab", "100"]) == 2
     assert "256 bytes" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    unwritable = ["--to", str(tmp_path / "file" / "x"), "--vocab", "300"]
+    assert cli.main(["data", "tokenizer", shard, *unwritable, "--workers", "1"]) == 5
+    assert "tokenizer.json cannot be written" in capsys.readouterr().err
     assert (
         cli.main(["data", "tokenizer", shard, "--to", str(tmp_path / "x"), "data.caption_keys=md", "--workers", "1"])
         == 3
