@@ -39,8 +39,8 @@ def processor_seconds() -> float:
 
 
 def measure(batches: Iterator[Loaded], images: int) -> dict[str, float]:
-    """After a warm-up that fills the prefetch queues: rates; milliseconds an image spent waiting for the loader
-    processes, and in each stage where the loader tells.
+    """After a warm-up that fills the prefetch queues: rates; milliseconds an image in each stage where the loader
+    tells.
     """
     for _ in range(WARM_UP):
         next(batches)
@@ -51,9 +51,7 @@ def measure(batches: Iterator[Loaded], images: int) -> dict[str, float]:
         stages.append(seconds)
     wall, used = time.perf_counter() - started, processor_seconds() - used
     batches.close()  # type: ignore[attr-defined]
-    spent = total(stages)
-    waiting = wall - spent.get("finish", 0.0)  # nothing else happens in this loop
-    per_image = {f"{stage}_ms": 1e3 * seconds / seen for stage, seconds in {**spent, "wait": waiting}.items()}
+    per_image = {f"{stage}_ms": 1e3 * seconds / seen for stage, seconds in total(stages).items()}
     return {"images_per_second": seen / wall, "images_per_second_per_core": seen / used, **per_image}
 
 
@@ -85,7 +83,7 @@ def show(name: str, result: dict[str, Any]) -> None:
         stages = ", ".join(f"{key[:-3]} {ms:.2f}" for key, ms in median.items() if key.endswith("_ms"))
         print(
             f"  {pipeline:<11} {median['images_per_second_per_core']:7.1f} images/s per core, "
-            f"{median['images_per_second']:7.1f} images/s; ms an image: {stages}"
+            f"{median['images_per_second']:7.1f} images/s" + (f"; ms an image: {stages}" if stages else "")
         )
     print(f"  ours / others per core: {result['ratio_per_core']} (goal: each >= {GOAL})")
 

@@ -60,7 +60,8 @@ def ours(asked: Pipeline) -> Iterator[Loaded]:
     data = build_train_data(asked.config, Ranks(0, 1, 0, torch.device("cpu")), views)
     try:
         for (batch,) in data.batches(0):
-            yield len(batch), batch.seconds
+            made = batch.to(torch.device("cpu"))
+            yield len(made), made.seconds
     finally:
         data.close()
 

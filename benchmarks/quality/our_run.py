@@ -104,12 +104,10 @@ class Spent:
             counter = FlopCounterMode(display=False)
             with torch.no_grad(), counter:
                 for batch in found:
-                    task.forward(model, batch)
+                    task.forward(model, batch.to(ALONE.device))
             self._per_sample.append(3 * counter.get_total_flops() / sum(len(batch) for batch in found))
         data.close()
 
     def at(self, step: int) -> float:
         """Of the steps before `step`."""
-        sample = self._phases.first_sample(step)
-        taken = [max(0, min(sample, span.end_sample) - span.first_sample) for span in self._phases.spans]
-        return sum(n * each for n, each in zip(taken, self._per_sample, strict=True))
+        return sum(n * each for n, each in zip(self._phases.samples_by_phase(step), self._per_sample, strict=True))

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from intern_trainer.batch import Batch, total
+from intern_trainer.batch import Batch
 from intern_trainer.errors import TrainingError, UserError
 from intern_trainer.ranks import Ranks
 
@@ -60,24 +60,24 @@ class Feed:
         self._next: list[Batch] = []
         self.error: Exception | None = None
         self._waited: HostClock | GpuClock | None = None
-        self.stage_seconds: dict[str, float] = {}
 
     def fetch(self) -> None:
         self._waited = self._clock()
         try:
             self._next = next(self._batches)
-            self.stage_seconds = total(batch.seconds for batch in self._next)
         except Exception as error:  # handed to all ranks by `agree`
             self.error = error
         self._waited.stop()
 
     @property
     def seconds(self) -> float:
-        """How long the last `fetch` kept the device waiting. Ask after the step's host sync."""
+        """How long the `fetch` since the last `take` kept the device waiting, 0 where there was none. Ask after the
+        step's host sync.
+        """
         return self._waited.seconds() if self._waited else 0.0
 
     def take(self) -> list[Batch]:
-        taken, self._next = self._next, []
+        taken, self._next, self._waited = self._next, [], None
         return taken
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
-from intern_trainer.batch import Batch
+from intern_trainer.batch import Batch, total
 from intern_trainer.callbacks import Callback
 from intern_trainer.config.phases import Phases
 from intern_trainer.errors import TrainingError
@@ -69,7 +69,9 @@ def _step(
     micro_batches = feed.take()
     engine.accumulate(len(micro_batches))
     ids = [sample for batch in micro_batches for sample in batch.ids]
+    state.stage_seconds = total(batch.seconds for batch in micro_batches)
     means = accumulate(task, engine, micro_batches, state.config.train.cached_micro_batches or 1, ranks.device)
+    del micro_batches  # before the next ones are made
     if state.step + 1 < state.total_steps:
         feed.fetch()  # while the device works through the backward pass
     agreement = agree(ranks, means, ids, state.stop_reason or stop_requested(), feed.error)
@@ -88,4 +90,3 @@ def _step(
     if result.applied:  # fp16 leaves out a step whose scaled gradients overflowed
         state.grad_norm = result.grad_norm
     state.step_seconds, state.data_seconds = time.perf_counter() - started, feed.seconds
-    state.stage_seconds = feed.stage_seconds

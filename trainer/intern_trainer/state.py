@@ -21,7 +21,7 @@ class State:
         lr: learning rate of the last step. grad_norm: global gradient norm before clipping, of the last step that was
             applied.
         step_seconds: wall time of the last step. data_seconds: the part of it that the device spent waiting for data.
-        stage_seconds: what this rank's newest samples took in the loader, by stage, all its processes together.
+        stage_seconds: what this rank's samples of that step took in the loader, by stage, all its processes together.
         seconds: time spent in the loop since the run's very start (evaluation and saving included, resumes included).
         micro_ids: sample ids of this rank in the last step.
         evaluation: results of the newest evaluation, by name such as `zero_shot/top1`; `evaluated_step` says when.

@@ -34,7 +34,8 @@ class Records(Callback):
     record before: `images_per_second` (all ranks), `step_seconds` (mean), `data_wait` (fraction of the time), and
     `data_decode_ms` and alike, what a picture takes in one loader process of this rank, by stage; `memory_bytes` of
     this rank's device, `mfu` (fraction) where the device's peak is known, `seconds` spent in the loop since the run's
-    very start, `eta_seconds`, and `time` (Unix).
+    very start, `eta_seconds` (the steps that are left, weighed by the forward FLOPs of their pictures), and `time`
+    (Unix).
 
     Args:
         peak: FLOP/s of one device, or None where it is not known.
@@ -94,9 +95,14 @@ class Records(Callback):
             **{f"data_{stage}_ms": 1e3 * seconds / self._own_samples for stage, seconds in self._stage_seconds.items()},
             "memory_bytes": memory_bytes(state.ranks.device),
             "seconds": state.seconds,
-            "eta_seconds": state.seconds / state.step * (state.total_steps - state.step),
+            "eta_seconds": state.seconds * (self._work(state, state.total_steps) / self._work(state, state.step) - 1),
             "time": time.time(),
         }
         flops = self._flops / self._samples
         mfu = utilisation(flops, per_second, state.ranks.world_size, self.peak) if flops else None
         return record if mfu is None else {**record, "mfu": mfu}
+
+    def _work(self, state: State, step: int) -> float:
+        """Forward FLOPs of the steps before `step`; samples where FLOPs are not known."""
+        flops, taken = state.facts.get("forward_flops", {}), self._phases.samples_by_phase(step)
+        return sum(n * flops.get(span.image_size, 1) for n, span in zip(taken, self._phases.spans, strict=True))

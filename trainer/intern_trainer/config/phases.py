@@ -66,6 +66,11 @@ class Phases:
         span = self.at(step)
         return span.first_sample + (step - span.first_step) * span.global_batch
 
+    def samples_by_phase(self, step: int) -> list[int]:
+        """Of the steps before `step`."""
+        sample = self.first_sample(step)
+        return [max(0, min(sample, span.end_sample) - span.first_sample) for span in self.spans]
+
 
 def _append(spans: list[Span], side: int, batch: int, micro: int | None, end_sample: int) -> None:
     """One more phase, up to the whole step nearest to `end_sample`, of one step at least."""

@@ -7,9 +7,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-STAGES = ("read", "decode", "transform", "collate", "finish")
-"""Bytes from storage; bytes to pixels; crops and colours; captions to tensors, and all of a micro-batch together. In
-the training process: floats on the device."""
+STAGES = ("read", "decode", "transform", "collate")
+"""Bytes from storage; bytes to pixels; crops and colours; captions to tensors, and all of a micro-batch together."""
 
 
 class Stages:

@@ -29,7 +29,6 @@ from intern_trainer.data.order import Order, Place, rank_offsets
 from intern_trainer.data.read_ahead import announced, plan
 from intern_trainer.data.reader import Bad, OtherCaptions, Reader, Sample, read_or_bad
 from intern_trainer.data.sources import catalogues
-from intern_trainer.data.stages import Stages
 from intern_trainer.data.views import Views
 from intern_trainer.data.workers import Feed
 from intern_trainer.errors import DataError
@@ -57,8 +56,15 @@ class _Part:
     seconds: dict[str, float]
 
     def pin_memory(self) -> _Part:
-        self.images = {name: tensor.pin_memory() for name, tensor in self.images.items()}
-        self.texts = {name: tensor.pin_memory() for name, tensor in self.texts.items()}
+        return self._through(Tensor.pin_memory)
+
+    def owned(self) -> _Part:
+        """Not in the memory shared with the loader processes: that is scarce, and takes an open file a tensor."""
+        return self._through(lambda tensor: tensor.clone() if tensor.is_shared() else tensor)
+
+    def _through(self, made: Callable[[Tensor], Tensor]) -> _Part:
+        self.images = {name: made(tensor) for name, tensor in self.images.items()}
+        self.texts = {name: made(tensor) for name, tensor in self.texts.items()}
         return self
 
 
@@ -85,6 +91,7 @@ class TrainData:
         self._bad: Counter[str] = Counter()
         self._bad_events = 0
         self.decoder, self._dali = describe(choose(data.decoder)), Dali()
+        self._found_late: DataError | None = None
         self.fingerprint: dict[str, Any] = {
             "sources": [source.fingerprint() for source in sources],
             "seed": train.seed,
@@ -107,12 +114,15 @@ class TrainData:
             DataError: more bad samples than `data.max_bad_fraction`, or a source that cannot be read any more.
         """
         self.close()
+        self._found_late = None
         workers, pin = self._workers, self._ranks.device.type == "cuda"
         self._order.at(self._phases.first_sample(step))  # the epoch's permutation: made here, all workers share it
         self._feed = feed = Feed(partial(self._parts, step), workers, self._config.data.prefetch, pin_memory=pin)
         while self._feed is feed:
             span = self._phases.at(step)
-            yield [self._batch([next(feed) for _ in range(max(workers, 1))], span) for _ in self._slots[span]]
+            yield [self._batch([next(feed).owned() for _ in range(max(workers, 1))], span) for _ in self._slots[span]]
+            if self._found_late:
+                raise self._found_late
             step += 1
 
     def close(self) -> None:
@@ -191,23 +201,25 @@ class TrainData:
     def _batch(self, parts: list[_Part], span: Span) -> Batch:
         ids = [id for part in parts for id in part.ids]
         self._judge(len(ids), [bad for part in parts for bad in part.bad])
-        device, stages = self._ranks.device, Stages()
-        with stages.of("finish"):
-            tensors = self._images(parts, span)
-            for name in parts[0].texts:
-                tensors[name] = torch.cat([part.texts[name].to(device, non_blocking=True) for part in parts])
         captions = [caption for part in parts for caption in part.captions]
-        seconds = total([stages.take(), *(part.seconds for part in parts)])
-        return Batch(tensors, ids, {"caption": captions}, seconds)
+        seconds = total(part.seconds for part in parts)
+        return Batch({}, ids, {"caption": captions}, seconds, partial(self._tensors, parts, span))
 
-    def _images(self, parts: list[_Part], span: Span) -> dict[str, Tensor]:
+    def _tensors(self, parts: list[_Part], span: Span, device: torch.device) -> dict[str, Tensor]:
+        texts = {
+            name: torch.cat([part.texts[name].to(device, non_blocking=True) for part in parts])
+            for name in parts[0].texts
+        }
+        return {**self._images(parts, span, device), **texts}
+
+    def _images(self, parts: list[_Part], span: Span, device: torch.device) -> dict[str, Tensor]:
         """Normalised, on the device; DALI's rows are put among the workers'."""
-        device, data, names = self._ranks.device, self._config.data, self._views.image_names()
+        data, names = self._config.data, self._views.image_names()
         images = {name: [part.images[name] for part in parts if part.images] for name in names}
         waiting = [encoded for part in parts for encoded in part.encoded]
         late = [row for row, encoded in enumerate(waiting) if encoded]
         if late:
-            made = self._dali.views(span.image_size, len(names), len(waiting), device)([e for e in waiting if e])
+            made = self._late([each for each in waiting if each], span.image_size, len(waiting), device)
             for name, view in zip(names, made, strict=True):
                 images[name].append(view)
         found = {name: transforms.normalise(views, data.mean, data.std, device) for name, views in images.items()}
@@ -216,6 +228,18 @@ class TrainData:
             back = torch.from_numpy(np.argsort(rows)).to(device)
             found = {name: image[back].contiguous(memory_format=torch.channels_last) for name, image in found.items()}
         return found
+
+    def _late(self, waiting: list[Encoded], side: int, batch: int, device: torch.device) -> list[Tensor]:
+        """DALI's views. Where a picture is broken they are black, and `batches` raises before it gives the next step:
+        raised in the midst of a step, the error would leave the other ranks waiting in a collective.
+        """
+        views = len(self._views.image_names())
+        try:
+            return self._dali.views(side, views, batch, device)(waiting)
+        except DataError as error:
+            log.warning("%s", error.found)
+            self._found_late = error
+            return [torch.zeros(len(waiting), side, side, 3, dtype=torch.uint8, device=device)] * views
 
     def _judge(self, read: int, bad: list[Bad]) -> None:
         """Count and name; stop past the limit. A single bad sample is let pass, however often it comes round."""

@@ -161,12 +161,17 @@ def normalise(
     """
     rows, (h, w, _) = [len(part) for part in parts_bhwc], parts_bhwc[0].shape[1:]
     # for each channel of each pixel of a line: a loop over three channels alone would be several times slower
-    scale = torch.tensor([1 / (255 * s) for s in std], device=device).repeat(w)
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device).repeat(w)
+    scale = _repeated([1 / (255 * s) for s in std], w, device)
+    shift = _repeated([-m / s for m, s in zip(mean, std, strict=True)], w, device)
     lines = torch.empty(sum(rows), h, w * 3, device=device)
     for part, out in zip(parts_bhwc, lines.split(rows), strict=True):
         torch.addcmul(shift, out.copy_(part.flatten(2), non_blocking=True), scale, out=out)
     return lines.unflatten(2, (w, 3)).permute(0, 3, 1, 2)
+
+
+def _repeated(values: Sequence[float], times: int, device: torch.device) -> Tensor:
+    """[times * len(values)], filled on the device: copying from the host would wait for all that a GPU has to do."""
+    return torch.stack([torch.full((times,), value, device=device) for value in values], dim=1).flatten()
 
 
 def eval_transform(config: Config) -> Callable[[Image.Image], Tensor]:

@@ -43,9 +43,7 @@ def advice(record: dict[str, float], data: Data, images_a_rank: float, cores: in
     """
     times = stage_times(record)
     worst = next(iter(times), "read")
-    if worst == "finish":
-        return "normalising and copying take longest, in the training process: a smaller model.image_size, or a GPU"
-    busy = sum(ms for stage, ms in times.items() if stage != "finish") / 1e3 * images_a_rank
+    busy = sum(times.values()) / 1e3 * images_a_rank
     needed = math.ceil(busy / max(record["step_seconds"] * (1 - record["data_wait"]), 1e-9))
     more = f"data.workers={max(needed, data.workers + 1)} (now {data.workers})"
     if worst == "read":

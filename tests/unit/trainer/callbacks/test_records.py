@@ -55,6 +55,22 @@ def test_the_eta_of_a_resumed_run_counts_its_earlier_time(tmp_path: Path) -> Non
     assert read_records(tmp_path / "metrics.jsonl")[0]["eta_seconds"] == pytest.approx(50.0)
 
 
+@pytest.mark.parametrize(("flops", "left"), [({32: 1e6, 64: 4e6}, (2 + 4 * 4) / 2), ({}, (2 + 4) / 2)])
+def test_the_eta_knows_that_larger_pictures_take_longer(tmp_path: Path, flops: dict[int, float], left: float) -> None:
+    """Two of four steps of small pictures are done in a second; four steps of large ones follow."""
+    phases = {"phases": [{"until": 0.5, "image_size": 32}], "steps": 8, "global_batch": 4}
+    state = make_state(tmp_path, 8)
+    config = state.config.model_dump() | {"log": {"every": 1}, "model": {"image_size": 64}}
+    state.config = type(state.config).model_validate(config | {"train": state.config.train.model_dump() | phases})
+    state.facts = {"forward_flops": flops} if flops else {}
+    records = Records([JsonLines(tmp_path / "metrics.jsonl")])
+    records.on_start(state)
+    for _ in range(2):
+        records.on_step(step(state, 1.0, 0.5))
+    records.on_stop(state)
+    assert read_records(tmp_path / "metrics.jsonl")[-1]["eta_seconds"] == pytest.approx(left)
+
+
 def test_the_last_step_is_recorded_although_it_is_not_due(tmp_path: Path) -> None:
     state = make_state(tmp_path, 3, log={"every": 2})
     records = Records([JsonLines(tmp_path / "metrics.jsonl")])

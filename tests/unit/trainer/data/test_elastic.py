@@ -43,7 +43,7 @@ def rows(settings: Config, world_size: int, first: int, last: int) -> list[dict[
         batches = data.batches(first)
         for step in steps:
             for batch in next(batches):
-                step |= _by_id(batch)
+                step |= _by_id(batch.to(ALONE.device))
         data.close()
     return steps
 

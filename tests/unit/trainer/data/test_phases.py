@@ -33,7 +33,7 @@ def as_rank(settings: Config, rank: int = 0, world_size: int = 1) -> TrainData:
 
 def read(data: TrainData, step: int, steps: int) -> list[list[Batch]]:
     batches = data.batches(step)
-    found = [next(batches) for _ in range(steps)]
+    found = [[batch.to(ALONE.device) for batch in next(batches)] for _ in range(steps)]
     data.close()
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -24,7 +25,7 @@ from tests.unit.trainer.data.shards import ALONE, WORDS, config, good, write_sha
 
 def read(data: TrainData, step: int, steps: int) -> list[list[Batch]]:
     batches = data.batches(step)
-    found = [next(batches) for _ in range(steps)]
+    found = [[batch.to(ALONE.device) for batch in next(batches)] for _ in range(steps)]
     data.close()
     return found
 
@@ -82,6 +83,31 @@ def test_a_batch_is_what_the_task_expects(two_sources: list) -> None:
     for id, caption in zip(batch.ids, batch.extras["caption"], strict=True):  # picture and caption belong together
         _, shard, key = id.split("/")
         assert caption == f"caption {int(shard) * 100 + int(key)}"
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_step_is_held_in_8_bits_until_its_batches_are_moved(two_sources: list, workers: int) -> None:
+    """So that one loss of many micro-batches takes no more of a GPU than one of them."""
+
+    def tensors() -> dict[int, torch.Tensor]:
+        """Without those that lie ready in the loader's shared memory."""
+        found = (each for each in gc.get_objects() if type(each) is torch.Tensor)
+        return {id(each): each for each in found if not each.is_shared()}
+
+    data = as_rank(config(two_sources, workers=workers, micro_batch=4), 0, 1)
+    batches, before = data.batches(0), tensors()
+    step = next(batches)
+    held = [tensor for key, tensor in tensors().items() if key not in before]
+    data.close()
+    assert {tensor.dtype for tensor in held} == {torch.uint8, torch.int64}
+    assert sum(tensor.nbytes for tensor in held) == 8 * (8 * 8 * 3 + 2 * 8)  # pictures and two numbers a caption
+    for batch in step:
+        first, again = batch.to(ALONE.device), batch.to(ALONE.device)
+        assert batch.tensors == {}
+        assert first.finish is None
+        assert all(torch.equal(first.tensors[name], again.tensors[name]) for name in ("image", "text"))
+        assert first.to(ALONE.device).tensors["image"] is first.tensors["image"]
 
 
 def test_shuffled_captions_are_all_there_and_all_wrong(tmp_path: Path) -> None:
