@@ -39,8 +39,8 @@ def processor_seconds() -> float:
 
 
 def measure(batches: Iterator[Loaded], images: int) -> dict[str, float]:
-    """After a warm-up that fills the prefetch queues: rates; milliseconds an image in each stage where the loader
-    tells.
+    """After a warm-up that fills the prefetch queues: rates; milliseconds an image spent waiting, and in each stage
+    where the loader tells.
     """
     for _ in range(WARM_UP):
         next(batches)
@@ -51,7 +51,8 @@ def measure(batches: Iterator[Loaded], images: int) -> dict[str, float]:
         stages.append(seconds)
     wall, used = time.perf_counter() - started, processor_seconds() - used
     batches.close()  # type: ignore[attr-defined]
-    per_image = {f"{stage}_ms": 1e3 * seconds / seen for stage, seconds in total(stages).items()}
+    spent = {**total(stages), "wait": wall}  # all of it: nobody trains here
+    per_image = {f"{stage}_ms": 1e3 * seconds / seen for stage, seconds in spent.items()}
     return {"images_per_second": seen / wall, "images_per_second_per_core": seen / used, **per_image}
 
 
