@@ -6,8 +6,10 @@ import io
 import json
 import os
 import tarfile
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -20,6 +22,7 @@ from intern_trainer.data.tools.listing import Entry
 from intern_trainer.errors import DataError, EnvironmentFault
 
 RULES = CaptionRules.of(Data(caption_keys=["txt", "json.captions", "json.caption", "json.title"]))
+SEVERAL = replace(RULES, keys=("json.captions",))
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 
 
@@ -113,13 +116,12 @@ def _members(entry: Entry, storage: Storage, job: Job) -> dict[str, bytes]:
             record |= captions.record({"json": text})
         else:
             texts["txt"] = text
-    by_language = captions.captions(texts, record, RULES)
-    first = next(iter(by_language.values()))
+    text, by_language = _captions(texts, record)
     record.pop("captions", None)
     if list(by_language) != [captions.UNSAID]:
         record["captions"] = by_language
-    elif len(first) > 1:
-        record["captions"] = first
+    elif len(by_language[captions.UNSAID]) > 1:
+        record["captions"] = by_language[captions.UNSAID]
     image = decode.open_image(content, Data().max_pixels)
     (width, height), kind = image.size, str(image.format)  # before a JPEG is decoded smaller
     picture = decode.load_rgb(image, (2 * job.resize, 2 * job.resize) if job.resize else None)
@@ -128,9 +130,29 @@ def _members(entry: Entry, storage: Storage, job: Job) -> dict[str, bytes]:
     record |= {"source": entry.name, "width": width, "height": height}
     return {
         EXTENSIONS[kind]: content,
-        "txt": first[0].encode(),
+        "txt": text.encode(),
         "json": json.dumps(record, ensure_ascii=False).encode(),
     }
+
+
+def _captions(texts: dict[str, bytes], record: dict[str, Any]) -> tuple[str, dict[str, list[str]]]:
+    """The one for the `txt`, and all by language: the text file's first, then those of its json. Languages are kept
+    apart from captions without one: of the two only the languages go into the json.
+
+    Raises:
+        BadSample: there is none that can be used.
+    """
+    found = captions.captions(texts, record, RULES)
+    text = next(iter(found.values()))[0]
+    if texts:
+        with suppress(BadSample):  # the text alone is enough
+            more = captions.captions({}, record, SEVERAL)
+            if (captions.UNSAID in found) == (captions.UNSAID in more):
+                for language, others in more.items():
+                    found[language] = list(dict.fromkeys([*found.get(language, ()), *others]))
+            elif captions.UNSAID in found:
+                found = more
+    return text, found
 
 
 def _read(path: str, storage: Storage) -> bytes:

@@ -25,7 +25,6 @@ ALL_CAPTIONS = "json.captions"
 """Where a sample keeps several captions."""
 BLOCK_BYTES = 8 << 20
 GAP_BYTES = 64 << 10
-WANTED = (*decode.PICTURES, "txt", "json")
 
 
 @dataclass(frozen=True)

@@ -112,10 +112,6 @@ def _report(options: Options, jobs: list[Job], total: Packed, passed_over: Count
         print(f"{total.several:,} have several captions; to train on all of them: {several}")
 
 
-def _listed(counts: Counter[str]) -> str:
-    return ", ".join(f"{count:,} {what}" for what, count in counts.most_common())
-
-
 def _look_for_some(entries: list[Entry], options: Options) -> None:
     tried = [entry.path for entry in entries[:TRIED]]
     if not tried:
@@ -132,7 +128,8 @@ def _claim(options: Options, entries: list[Entry]) -> None:
     """Write down what `to` is made of; refuse a folder that something else was put into."""
     digest = hashlib.sha256()
     for entry in entries:
-        digest.update(json.dumps([entry.name, entry.record, len(entry.beside)]).encode() + b"\n")
+        place = entry.path if is_remote(entry.path) else os.path.abspath(entry.path)
+        digest.update(json.dumps([place, entry.record, len(entry.beside)]).encode() + b"\n")
     plan: dict[str, Any] = {
         "samples_per_shard": None if options.max_bytes else options.samples_per_shard,
         "max_bytes": options.max_bytes,

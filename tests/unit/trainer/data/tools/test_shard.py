@@ -70,6 +70,25 @@ def test_a_folder_with_texts_byte_for_byte(tmp_path: Path, capsys: pytest.Captur
     assert "1 have several captions" in shown
 
 
+@pytest.mark.parametrize(
+    ("text", "given", "kept"),
+    [
+        ("one", ["two", "one", "three"], ["one", "two", "three"]),
+        ("one", {"en": ["two"], "de": ["zwei"]}, {"en": ["two"], "de": ["zwei"]}),
+        ("one\nde.utf8=eins", {"en": ["two"]}, {"en": ["one", "two"], "de": ["eins"]}),
+        ("one\nde.utf8=eins", ["two"], {"en": ["one"], "de": ["eins"]}),
+        ("one", [], None),
+    ],
+)
+def test_captions_of_a_json_stay_beside_those_of_a_text(tmp_path: Path, text: str, given: Any, kept: Any) -> None:
+    folder = pictures(tmp_path / "in", 1)
+    (folder / "0.txt").write_text(text)
+    (folder / "0.json").write_text(json.dumps({"captions": given}))
+    [one] = make(folder, tmp_path / "out")
+    assert one["txt"] == b"one"
+    assert one.get("captions") == kept
+
+
 def test_training_reads_what_was_made(tmp_path: Path) -> None:
     make(pictures(tmp_path / "in", 9), tmp_path / "out", samples_per_shard=5)
     location = f"{tmp_path}/out/{{00000..00001}}.tar"
@@ -218,6 +237,11 @@ def test_another_plan_needs_another_folder(tmp_path: Path) -> None:
     make(folder, tmp_path / "out")
     with pytest.raises(DataError, match="made otherwise: samples_per_shard 10000 -> 2, shuffle None -> 1"):
         make(folder, tmp_path / "out", samples_per_shard=2, shuffle=1)
+    table = tmp_path / "table.csv"
+    table.write_text("path,caption\n0.jpg,a\n")
+    make(table, tmp_path / "rooted", root=str(folder))
+    with pytest.raises(DataError, match="made otherwise: list of pictures"):
+        make(table, tmp_path / "rooted", root=str(pictures(tmp_path / "other", 1)))
     (tmp_path / "out" / "shards.json").unlink()
     with pytest.raises(DataError, match="holds other shards"):
         make(folder, tmp_path / "out")
