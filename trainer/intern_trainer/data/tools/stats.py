@@ -51,7 +51,7 @@ def stats(
     facts = _facts(total, chosen, list(numbers), config, sample, seed)
     if to is not None:
         write_text(to, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
-    show(facts, Console())
+    show(facts, Console(markup=False, emoji=False))  # names of members, languages and samples are the data's own
     return 0
 
 

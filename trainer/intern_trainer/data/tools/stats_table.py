@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
+from rich.text import Text
 
 from intern_trainer.data.tools.tally import HASHED
 
@@ -65,7 +66,7 @@ def _shards_line(facts: dict[str, Any]) -> str:
 
 def _samples_line(facts: dict[str, Any]) -> str:
     looked, there = facts["samples_looked_at"], facts["samples_in_opened_shards"]
-    if looked == there:
+    if looked == there and facts["shards_opened"] + len(facts["shards_unusable"]) == facts["shards"]:
         return f"{there:,}"
     whole = there * facts["shards"] / max(facts["shards_opened"], 1)
     return f"{looked:,} looked at, of about {whole:,.0f} (--sample, seed {facts['sampled']['seed']})"
@@ -95,7 +96,7 @@ def _bars(facts: dict[str, Any]) -> Table:
     for what, name in BARS.items():
         histogram = facts[name]["histogram"]
         most, whole = max(histogram.values()), sum(histogram.values())
-        table.add_row(f"[bold]{what}[/bold]")
+        table.add_row(Text(what, "bold"))
         for label, count in histogram.items():
             if count:
                 bar = "█" * max(1, round(BAR_WIDTH * count / most))

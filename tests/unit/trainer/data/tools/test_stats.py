@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import io
 import json
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from intern_trainer.config.schema import Data
 from intern_trainer.data import decode
 from intern_trainer.data.embedded import shards
+from intern_trainer.data.tools import pieces
 from intern_trainer.data.tools.duplicates import DISTANCE, alike_groups, equal_groups, picture_hash
 from intern_trainer.data.tools.pieces import Piece, read
 from intern_trainer.data.tools.stats import stats
@@ -77,6 +79,24 @@ def test_a_sample_is_even_seeded_and_says_so(tmp_path: Path, capsys: pytest.Capt
     assert first["caption_characters"] != other["caption_characters"] or first["bytes"] != other["bytes"]
     assert first["samples_looked_at"] == 20
     assert "20 looked at, of about 40" in capsys.readouterr().out
+
+
+def test_a_sample_larger_than_the_shards_that_it_is_drawn_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pieces, "SAMPLED_SHARDS", 2)
+    assert facts(tmp_path, write_shards(tmp_path, [5, 5, 5, 5]), sample=100)["samples_looked_at"] == 10
+    assert "10 looked at, of about 20" in capsys.readouterr().out
+
+
+def test_names_are_printed_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = json.dumps({"captions": {"[/x]": ["one"]}}).encode()
+    path = write_shard(tmp_path / "[bold].tar", [{"png": picture(0), "json": record, "[red]": b""}] * 2)
+    facts(tmp_path, glob.escape(str(path)))
+    shown = capsys.readouterr().out
+    assert "[/x] 2" in shown
+    assert "[red] 2" in shown
+    assert "[bold]/000000" in shown
 
 
 def test_shards_that_cannot_be_used_are_named_and_the_others_counted(
