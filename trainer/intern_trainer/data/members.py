@@ -42,8 +42,11 @@ class Members:
         """The sample's name within its shard."""
         return self._index(place).key(place.index)
 
-    def read(self, place: Place) -> dict[str, bytes]:
+    def read(self, place: Place, alone: bool = False) -> dict[str, bytes]:
         """The wanted members by extension, by one read from the first to the last of them.
+
+        Args:
+            alone: its neighbours will not be asked for; no chunk is fetched for it.
 
         Raises:
             DataError: the shard cannot be read, or changed since its catalogue was made.
@@ -51,7 +54,7 @@ class Members:
         members = self._at(place)
         start, end = _hull(members)
         source = self._catalogues[place.source]
-        if self._ahead is not None and source.is_remote:
+        if self._ahead is not None and source.is_remote and not alone:
             content = self._ahead.read(place, self._extent(place))
         else:
             content = self._storage.read(source.shards[place.shard], start, end - start)

@@ -212,6 +212,12 @@ class Order:
         lane, source, count = self._draw(position)
         return Place(source, *self.sources[source].at(lane, count))
 
+    def warm(self, position: int) -> None:
+        """Make each source's permutation of the epoch that it is in at `position`: what is forked later shares it."""
+        draw, lane = divmod(position, self.lanes)
+        for source, count in zip(self.sources, self._mixture.counts(lane, draw), strict=True):
+            source.at(lane, count)
+
     def substitute(self, position: int, attempt: int) -> Place:
         """What takes the place of an unusable sample at `position`; `attempt` counts from 1."""
         lane, source, count = self._draw(position)

@@ -88,7 +88,7 @@ class Reader:
         record = captions.record(members)
         caption = self._caption(members, record, seed)
         if self._other_captions is not None:
-            other = self._members.read(self._other_captions.of(place))
+            other = self._members.read(self._other_captions.of(place), alone=True)
             caption = self._caption(other, captions.record(other), seed)
         if isinstance(self.crop, CentreCrop):
             return Sample(self.id(place), self.crop(decode.picture(content, self._max_pixels)), caption, record)

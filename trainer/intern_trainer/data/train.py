@@ -116,7 +116,7 @@ class TrainData:
         self.close()
         self._found_late = None
         workers, pin = self._workers, self._ranks.device.type == "cuda"
-        self._order.at(self._phases.first_sample(step))  # the epoch's permutation: made here, all workers share it
+        self._order.warm(self._phases.first_sample(step))  # what is made here, all workers share
         self._feed = feed = Feed(partial(self._parts, step), workers, self._config.data.prefetch, pin_memory=pin)
         while self._feed is feed:
             span = self._phases.at(step)

@@ -21,6 +21,13 @@ def test_each_sample_comes_once_an_epoch(counts: list[int], lanes: int, window: 
         assert len(seen) == total
 
 
+def test_the_permutations_of_all_sources_are_made_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
+    order = Order([[900, 800], [700, 600, 500], [400]], [3.0, 1.0, 1.0], seed=1, lanes=4, window=6)
+    order.warm(20_400)
+    monkeypatch.delattr(SourceOrder, "_layout")
+    assert {order.at(20_400 + n).source for n in range(40)} == {0, 1, 2}
+
+
 def test_epochs_and_seeds_differ() -> None:
     def epoch(seed: int, number: int) -> list:
         order = Order([[20, 20]], [1.0], seed, lanes=4, window=8)

@@ -13,6 +13,7 @@ import pytest
 from intern_trainer.config.schema import Config, Data
 from intern_trainer.data import TrainData, build_train_data, index, read_ahead, storage
 from intern_trainer.data.cache import MemoryChunks
+from intern_trainer.data.cache import MemoryChunks
 from intern_trainer.data.catalogue import Catalogue, ShardNames
 from intern_trainer.data.storage import Storage
 from intern_trainer.errors import DataError
@@ -139,6 +140,18 @@ def test_ranks_that_share_lanes_share_a_folder(
         data = TrainData(shared, Ranks(rank, 2, 0, ALONE.device), WORDS, sources)
         ids(data, 16)
         assert (store.sent == before) == (rank == 1)
+
+
+def test_a_foreign_caption_takes_no_chunk(store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(read_ahead, "CHUNK", 1 << 20)
+    write_shards(tmp_path / "served", [100] * 4)
+    chunks, read = set[str](), MemoryChunks.read
+    monkeypatch.setattr(MemoryChunks, "read", lambda self, name, *rest: (chunks.add(name), read(self, name, *rest))[1])
+    data = build_train_data(
+        settings(f"{store.address}/{{000..003}}.tar", tmp_path, lanes=1, shuffle_captions=True), ALONE, WORDS
+    )
+    ids(data, 2)
+    assert len(chunks) <= 2  # of the shards that two windows lie in; the captions are of all four
 
 
 def catalogue(shards: int, each: int, size: int) -> Catalogue:
