@@ -7,13 +7,17 @@ offload) lives in its own file, `--ds_config`.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from intern_trainer.config.losses import Local, Loss
 from intern_trainer.config.section import Fraction, PositiveInt, Section, as_list
+
+UserPath = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(path)))]
+"""`~` is the user's home."""
 
 
 def _as_sources(value: Any) -> Any:
@@ -134,14 +138,14 @@ class Data(Section):
     """Loader processes a rank; 0 reads in the training process."""
     prefetch: PositiveInt = 2
     """Micro-batches that each worker prepares ahead."""
-    index_dir: Path | None = None
+    index_dir: UserPath | None = None
     """Where indexes of shards (and catalogues of sources) go that lie in places one cannot write to."""
     read_ahead_mb: PositiveInt = 2048
     """Memory in MiB that a worker may use to hold what it reads of remote shards: two shuffle windows for each lane
     that it serves (4 lanes x 2 x 2048 samples of 50 kB are 0.8 GB). Where that is not enough samples are read one by
     one, unless there is a `cache_dir`. Lanes that several workers share are read by each: best `lanes` is a multiple
     of ranks x workers."""
-    cache_dir: Path | None = None
+    cache_dir: UserPath | None = None
     """Folder on a local disk where all workers of a node keep what they read of remote shards, instead of in memory."""
     cache_gb: Annotated[float, Field(gt=0)] = 100.0
     """Size limit of `cache_dir` in GB; what was not used for the longest time goes first."""

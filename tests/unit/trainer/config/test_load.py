@@ -50,6 +50,12 @@ def test_weighted_sources(recipe: Path) -> None:
     assert [(s.location, s.weight) for s in config.data.train] == [(["a.tar"], 3.0), (["b.tar", "c.tar"], 1.0)]
 
 
+def test_a_tilde_is_the_users_home(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    data = load_config(recipe, ["data.cache_dir=~/cache", "data.index_dir=/x/~y"]).data
+    assert (data.cache_dir, data.index_dir) == (Path("/home/me/cache"), Path("/x/~y"))
+
+
 def test_written_configuration_reads_back_equal(recipe: Path, tmp_path: Path) -> None:
     ds_config = tmp_path / "ds.json"
     ds_config.write_text(json.dumps({"zero_optimization": {"stage": 2}}))
