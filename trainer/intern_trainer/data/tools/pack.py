@@ -116,7 +116,7 @@ def _members(entry: Entry, storage: Storage, job: Job) -> dict[str, bytes]:
             record |= captions.record({"json": text})
         else:
             texts["txt"] = text
-    text, by_language = _captions(texts, record)
+    caption, by_language = _captions(texts, record)
     record.pop("captions", None)
     if list(by_language) != [captions.UNSAID]:
         record["captions"] = by_language
@@ -130,7 +130,7 @@ def _members(entry: Entry, storage: Storage, job: Job) -> dict[str, bytes]:
     record |= {"source": entry.name, "width": width, "height": height}
     return {
         EXTENSIONS[kind]: content,
-        "txt": text.encode(),
+        "txt": caption.encode(),
         "json": json.dumps(record, ensure_ascii=False).encode(),
     }
 
