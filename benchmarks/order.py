@@ -5,7 +5,8 @@
 1. First batch at 0, 10 and 90 % of 1 M samples: real shards, read by two loader processes.
 2. Full size: 1 M shards with 10 B samples over 1,024 ranks. One of the ranks starts at 0 and at 70 % of an epoch, in a
    process of its own, from a generated catalogue and generated indexes, by the classes that train; only the tars'
-   bodies are absent (sparse files), so that it ends with the samples' ids instead of their pictures.
+   bodies are absent (sparse files), so that it ends with the samples' ids instead of their pictures. A worker's memory
+   is that of a bare reader: where shards are remote, what it reads ahead (data.read_ahead_mb) comes on top.
 """
 
 from __future__ import annotations

@@ -135,7 +135,7 @@ def parser() -> argparse.ArgumentParser:
     report = add("report", "write RUN/report.html again from what the run's folder holds")
     add_run(report)
 
-    cli_data.add_verbs(add("data", "tools for shards: index, stats, check, preview, shard"))
+    cli_data.add_verbs(add("data", "tools for shards: index, stats, check, preview, tokenizer, shard"))
     return whole
 
 
