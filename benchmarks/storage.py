@@ -4,9 +4,9 @@
 
 1,000 shards of 200 pictures of 100 kB behind a local HTTP server with latency and a bandwidth limit. The pictures are
 JPEGs of 32 pixels padded to that size, so that decoding costs next to nothing: it is the reading that is measured, not
-what a machine decodes. The loader runs with two workers, decodes and collates. What comes before the windows are first filled is not measured; the figures have
-an error of the chunks that are on their way. With faults, 1 % of the requests fail, 0.5 % end in the middle of the
-body, and 0.2 % stall. No run may lose a sample.
+what a machine decodes. The loader runs with two workers, decodes and collates. What comes before the windows are first
+filled is not measured; the figures have an error of the chunks that are on their way. With faults, 1 % of the requests
+fail, 0.5 % end in the middle of the body, and 0.2 % stall. No run may lose a sample.
 """
 
 from __future__ import annotations
