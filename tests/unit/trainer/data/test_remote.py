@@ -13,7 +13,6 @@ import pytest
 from intern_trainer.config.schema import Config, Data
 from intern_trainer.data import TrainData, build_train_data, index, read_ahead, storage
 from intern_trainer.data.cache import MemoryChunks
-from intern_trainer.data.cache import MemoryChunks
 from intern_trainer.data.catalogue import Catalogue, ShardNames
 from intern_trainer.data.storage import Storage
 from intern_trainer.errors import DataError
