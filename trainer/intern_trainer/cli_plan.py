@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from intern_trainer.errors import ConfigError, ConfigErrors
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from intern_trainer.config.schema import Config
     from intern_trainer.plan import Cluster, Plan
+    from intern_trainer.tasks import Task
 
 EPILOG = """\
 examples:
@@ -31,9 +35,7 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--gpu", default="H100", metavar="NAME", help="H100, H200, A100, L40S, B200 or cpu")
     verb.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="default 8")
     verb.add_argument("--recompute", choices=("none", "selective", "full"), default="none", help="default none")
-    verb.add_argument(
-        "--samples", type=float, metavar="N", help="of the whole run, such as 13e9; default: the recipe's"
-    )
+    verb.add_argument("--samples", type=float, metavar="N", help="such as 13e9; default: those of the recipe")
     verb.add_argument(
         "--mtbf", type=float, metavar="HOURS", help="mean time between failures of one device; default 50000"
     )
@@ -67,10 +69,7 @@ def run(chosen: argparse.Namespace) -> int:
     cluster = Cluster(find_device(chosen.gpu, chosen.gpus), chosen.gpus, chosen.gpus_per_node, **given)
     plan = plan_recipe(config, cluster, chosen.recompute, chosen.samples, chosen.save_seconds)
     if chosen.picture:
-        try:
-            chosen.picture.write_text(memory_bars(plan), encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"--picture {chosen.picture}: {error.strerror}", fix="another file") from error
+        chosen.picture.write_text(memory_bars(plan), encoding="utf-8")
     if chosen.json:
         print(json.dumps(as_json(plan), indent=1))
     else:
@@ -105,13 +104,33 @@ def plan_recipe(
     text = config.model.text.model_copy(update={"pack": False})
     whole = config.model_copy(update={"model": config.model.model_copy(update={"text": text})})
     task = build_task(whole, Ranks(0, cluster.devices, 0, torch.device("cpu")))
-    return plan(whole, task, cluster, recompute, samples, save_seconds)
+    return plan(whole, _AsTrained(whole, task), cluster, recompute, samples, save_seconds)
+
+
+class _AsTrained:
+    """A task whose model is what the engine would take, but for the sums over ranks."""
+
+    def __init__(self, config: Config, task: Task) -> None:
+        self._config, self._task, self.views = config, task, task.views
+
+    def build_model(self) -> nn.Module:
+        import torch
+
+        from intern_trainer import parallel
+        from intern_trainer.ranks import Ranks
+
+        return parallel.apply(self._task.build_model(), self._config, Ranks(0, 1, 0, torch.device("cpu")))
 
 
 def _wrong(chosen: argparse.Namespace) -> list[ConfigError]:
     positive = ("gpus", "gpus_per_node", "samples", "mtbf", "disk", "save_seconds", "efficiency")
-    return [
+    wrong = [
         ConfigError(f"--{name.replace('_', '-')} {getattr(chosen, name):g}", "it is a positive number", "give another")
         for name in positive
         if getattr(chosen, name) is not None and getattr(chosen, name) <= 0
     ]
+    if chosen.picture and not os.access(chosen.picture.parent, os.W_OK):
+        wrong.append(
+            ConfigError(f"--picture {chosen.picture}", "its folder must be there, and writable", "another place")
+        )
+    return wrong

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from intern_zoo.metanet.norm import BatchNorm
 from torch import Tensor, nn
 
 from intern_trainer.config.checks import BatchPlan, batch_plan
@@ -117,7 +118,7 @@ def _measure(config: Config, task: HasModel, side: int, shared_norms: bool) -> C
     with torch.device("meta"):
         model = task.build_model()
     for module in model.modules():
-        if shared_norms and getattr(module, "reduce_stats", module) is None:
+        if shared_norms and isinstance(module, BatchNorm):
             module.reduce_stats = torch.clone  # as a sum over ranks, it makes a new vector
     views, length = task.views, config.model.text.context_length
 
@@ -133,6 +134,6 @@ def _measure(config: Config, task: HasModel, side: int, shared_norms: bool) -> C
 def units_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """The blocks of both towers by their names: those that `set_grad_checkpointing` computes again."""
     names = {id(module): name for name, module in model.named_modules()}
-    units: Callable[[], list[nn.Module]] = getattr(model.image.trunk, "units", list)  # type: ignore[union-attr, assignment]
+    units: Callable[[], list[nn.Module]] = getattr(model.image.trunk, "units", list)  # type: ignore[union-attr]
     blocks = [*units(), *model.text.transformer.resblocks]  # type: ignore[union-attr, misc]
     return [(names[id(block)], block) for block in blocks]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from intern_zoo.metanet.norm import BatchNorm
 from torch import nn
 
 from intern_trainer.config.schema import Config
@@ -51,6 +52,6 @@ def weigh(model: nn.Module, config: Config) -> Weights:
         groups=tuple(tuple(p.numel() for p in group["params"]) for group in groups),
         frozen=tuple(p.numel() for p in model.parameters() if not p.requires_grad),
         largest_module=max(own),
-        norm_widths=tuple(m.num_features for m in model.modules() if hasattr(m, "reduce_stats")),
+        norm_widths=tuple(m.num_features for m in model.modules() if isinstance(m, BatchNorm)),
         buffer_bytes=sum(math.prod(b.shape) * b.element_size() for b in model.buffers()),
     )
