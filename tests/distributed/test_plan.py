@@ -31,14 +31,23 @@ CASES: list[dict[str, Any]] = [
 ]
 
 
+ON_FOUR: list[dict[str, Any]] = [CASES[-1], {**CASES[-1], "zero": {**SHORT, "zero_hpz_partition_size": 2}}]
+OURS = ("batch norms", "features")
+
+
+def measure(cases: list[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:
+    """By case: what the rank with the most holds, and what each sends."""
+    on_all = run_ranks("tests.distributed.plan_worker:measure", ranks, cases, timeout=300)
+    found = []
+    for of_ranks in zip(*on_all, strict=True):
+        held = [result["held"] for result in of_ranks]
+        found.append({"held": {name: max(h[name] for h in held) for name in held[0]}, "sent": of_ranks[0]["sent"]})
+    return found
+
+
 @pytest.fixture(scope="module")
 def measured() -> list[dict[str, Any]]:
-    on_all = run_ranks("tests.distributed.plan_worker:measure", RANKS, CASES, timeout=300)
-    heights = [[result["held"] for result in results] for results in zip(*on_all, strict=True)]
-    return [
-        {"held": {name: max(held[name] for held in of_ranks) for name in of_ranks[0]}, "sent": result["sent"]}
-        for of_ranks, result in zip(heights, on_all[0], strict=True)
-    ]
+    return measure(CASES, RANKS)
 
 
 def weights_of(config: Any) -> Weights:
@@ -46,25 +55,43 @@ def weights_of(config: Any) -> Weights:
         return weigh(ContrastiveTask(config, Ranks(0, 1, 0, torch.device("cpu"))).build_model(), config)
 
 
-@pytest.mark.parametrize("index", range(len(CASES)), ids=lambda i: f"zero{CASES[i]['stage']}-{CASES[i]['precision']}")
-def test_states_are_those_that_an_engine_holds(index: int, measured: list[dict[str, Any]]) -> None:
-    config = debug_config(CASES[index], RANKS)
+def compare_states(case: dict[str, Any], ranks: int, held: dict[str, int]) -> None:
+    config = debug_config(case, ranks)
     weights, settings = weights_of(config), settings_of(config)
-    always = sum(states.resident(weights, settings, RANKS).values())
-    backward = states.in_backward(weights, settings, RANKS).get("gradients", 0)
-    update = states.in_update(weights, settings, RANKS)
+    always = sum(states.resident(weights, settings, ranks).values())
+    backward = states.in_backward(weights, settings, ranks).get("gradients", 0)
+    update = states.in_update(weights, settings, ranks)
     freed = update.get("buckets", 0)  # nothing but the call that copies them together holds them
-    held = measured[index]["held"]
     assert always + backward == pytest.approx(held["backward"], rel=0.05)
     assert always + sum(update.values()) - freed == pytest.approx(held["update"], rel=0.05)
 
 
-@pytest.mark.parametrize("index", range(len(CASES)), ids=lambda i: f"zero{CASES[i]['stage']}-{CASES[i]['precision']}")
-def test_traffic_is_what_the_ranks_send(index: int, measured: list[dict[str, Any]]) -> None:
-    config = debug_config(CASES[index], RANKS)
+def compare_traffic(case: dict[str, Any], ranks: int, sent: dict[str, int]) -> None:
+    config = debug_config(case, ranks)
     planned: dict[str, int] = {}
-    for collective in traffic(config, weights_of(config), settings_of(config), batch_plan(config, RANKS)):
-        ours = "our " if collective.what.startswith(("batch norms", "features")) else ""
-        planned[ours + collective.kind] = planned.get(ours + collective.kind, 0) + collective.payload
-    sent = {kind: size for kind, size in measured[index]["sent"].items() if size > 100}  # norms, flags
-    assert planned == pytest.approx(sent, rel=0.02)
+    for collective in traffic(config, weights_of(config), settings_of(config), batch_plan(config, ranks)):
+        kind = ("our " if collective.what.startswith(OURS) else "") + collective.kind
+        planned[kind] = planned.get(kind, 0) + collective.payload
+    large = {kind: size for kind, size in sent.items() if size > 100}  # smaller are norms and flags
+    assert planned == pytest.approx(large, rel=0.02)
+
+
+def label(index: int) -> str:
+    return f"zero{CASES[index]['stage']}-{CASES[index]['precision']}"
+
+
+@pytest.mark.parametrize("index", range(len(CASES)), ids=label)
+def test_states_are_those_that_an_engine_holds(index: int, measured: list[dict[str, Any]]) -> None:
+    compare_states(CASES[index], RANKS, measured[index]["held"])
+
+
+@pytest.mark.parametrize("index", range(len(CASES)), ids=label)
+def test_traffic_is_what_the_ranks_send(index: int, measured: list[dict[str, Any]]) -> None:
+    compare_traffic(CASES[index], RANKS, measured[index]["sent"])
+
+
+@pytest.mark.slow
+def test_both_hold_on_four_ranks_with_second_parts_too() -> None:
+    for case, result in zip(ON_FOUR, measure(ON_FOUR, 4), strict=True):
+        compare_states(case, 4, result["held"])
+        compare_traffic(case, 4, result["sent"])
