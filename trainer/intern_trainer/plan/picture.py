@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from html import escape
+from itertools import cycle
 
 from intern_trainer.plan import Plan
 from intern_trainer.plan.hardware import GIB
@@ -21,7 +22,7 @@ def memory_bars(plan: Plan) -> str:
     bars = [(f"{stage.name}, {len(stage.ranks)} ranks", stage.estimate.memory.parts) for stage in plan.stages]
     capacity = plan.cluster.device.memory
     widest = max(capacity, *(sum(parts.values()) for _, parts in bars)) * 1.02
-    colours = dict(zip(dict.fromkeys(name for _, parts in bars for name in parts), COLOURS, strict=False))
+    colours = dict(zip(dict.fromkeys(name for _, parts in bars for name in parts), cycle(COLOURS), strict=False))
     bottom = TOP + len(bars) * (BAR + GAP)
     height = bottom + AXIS + LINE * -(-len(colours) // 3) + 10
 

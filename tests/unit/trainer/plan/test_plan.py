@@ -124,6 +124,19 @@ def test_every_device_has_a_peak_and_a_price_of_a_byte() -> None:
         assert 0 < device.copy_rate <= device.bandwidth
 
 
+def test_the_picture_has_a_colour_for_every_part() -> None:
+    """ZeRO-3 with second parts and a moving average has the most."""
+    zero = {"stage": 3, "zero_hpz_partition_size": 8}
+    config = load_config(overrides=["train.precision=bf16", "train.ema_decay=0.9"])
+    largest = plan_recipe(
+        config.model_copy(update={"ds": {"zero_optimization": zero}}), Cluster(DEVICES["H100"], 16, 8)
+    )
+    parts = largest.stages[0].estimate.memory.parts
+    assert {"second parts (hpZ)", "average", "gathered parameters"} <= parts.keys()
+    assert all(name in memory_bars(largest) for name in parts if "'" not in name)
+    assert name_of(largest.stages[0].estimate.settings) == "ZeRO-3 with hpZ-8"
+
+
 def test_memory_bars_are_as_long_as_their_parts(plan: Plan) -> None:
     bars = ElementTree.fromstring(memory_bars(plan))
     boxes = [r for r in bars.iter("{http://www.w3.org/2000/svg}rect") if len(r) == 1]
