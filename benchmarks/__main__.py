@@ -17,6 +17,7 @@ BENCHMARKS = {
     "drop_path": "stochastic depth that computes the kept samples alone against the masked form",
     "local": "what the local phase does for dense tasks: probes of the first phase, of more of it, of the local phase",
     "quality": "compute to equal held-out R@1: the fast recipe and open_clip's trainer against plain training",
+    "plan": "our plan of a run's memory against DeepSpeed's and accelerate's estimators",
     "loader": "our loader against open_clip's own pipeline, plain webdataset and litdata",
 }
 

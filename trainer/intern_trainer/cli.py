@@ -11,12 +11,12 @@ from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
-from intern_trainer import cli_data
+from intern_trainer import cli_data, cli_plan
 from intern_trainer.errors import UserError
 
 PATIENCE = timedelta(seconds=3)
 """How long a rank with an error waits for the others' words."""
-VERBS = ("train", "eval", "probe", "export", "report", "data")
+VERBS = ("train", "plan", "eval", "probe", "export", "report", "data")
 
 _SETTINGS = """\
 settings:
@@ -105,6 +105,10 @@ def parser() -> argparse.ArgumentParser:
     )
     train.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="overrides, see below")
 
+    cli_plan.add_arguments(
+        add("plan", "memory, speed and traffic of a recipe before it is launched", _SETTINGS + "\n" + cli_plan.EPILOG)
+    )
+
     evaluate = add(
         "eval", "evaluate a run's model on the test benchmark (or --split validation)", _SETTINGS + "\n" + _EVAL
     )
@@ -174,6 +178,8 @@ def _run(chosen: argparse.Namespace) -> int:
         from intern_trainer.train import default_run_dir, train
 
         return train(config, config.run.dir or default_run_dir(chosen.config), new_order=chosen.new_order)
+    if chosen.verb == "plan":
+        return cli_plan.run(chosen)
     if chosen.verb == "eval":
         from intern_trainer.run_folder import RunFolder
 

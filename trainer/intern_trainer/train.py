@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from intern_trainer import checkpoint, evaluate
 from intern_trainer.callbacks import Callbacks
 from intern_trainer.callbacks.checkpoints import Checkpoints
@@ -32,9 +30,8 @@ from intern_trainer.engine import Engine, build_engine
 from intern_trainer.errors import ConfigError, ConfigErrors, EnvironmentFault, UserError
 from intern_trainer.evaluate.results import results_entry, results_table
 from intern_trainer.evaluate.samples import sample_captions
-from intern_trainer.evaluate.text import blank_text
 from intern_trainer.loop import run_steps
-from intern_trainer.observe.flops import forward_flops
+from intern_trainer.observe.flops import count_flops
 from intern_trainer.observe.log import log_to_file, start_logging
 from intern_trainer.observe.mfu import device_peak
 from intern_trainer.observe.phases import durations, phase, show_seconds
@@ -46,7 +43,7 @@ from intern_trainer.resume import find_checkpoint, forget_the_future, is_finishe
 from intern_trainer.run_folder import RunFolder
 from intern_trainer.signals import StopSignals, outlive_readers
 from intern_trainer.state import State
-from intern_trainer.tasks import Task, build_task
+from intern_trainer.tasks import build_task
 from intern_trainer.tasks.sizes import check_picture_sizes
 from intern_trainer.text import tokenizer_digest
 from intern_trainer.threads import set_threads
@@ -170,7 +167,7 @@ def _train(
             config, folder.path, ranks, Phases(config).steps, progress.step, progress.samples, seconds=progress.seconds
         )
         plan = batch_plan(config, ranks.world_size, Phases(config).at(state.step))
-        sizes = {"forward_flops": count_flops(config, task, ranks), "samples_of_a_loss": plan.of_a_loss}
+        sizes = {"forward_flops": count_flops(config, task), "samples_of_a_loss": plan.of_a_loss}
         state.checkpoint, state.facts = newest, {**engine.facts, **sizes}
         history = forget_the_future(folder, state.step, ranks)
         name_decoder(folder, data.decoder, ranks)
@@ -271,13 +268,3 @@ def finish(config: Config, folder: RunFolder, engine: Engine, state: State) -> N
             folder.update_run(status="finished", step=state.step, phases=durations)
         state.ranks.on_main(lambda: write_report(folder))
     log.info("done: %d steps. Report: %s  Checkpoint: %s", state.step, folder.report, state.checkpoint)
-
-
-def count_flops(config: Config, task: Task, ranks: Ranks) -> dict[int, int]:
-    """Forward FLOPs of all views of one sample in the towers, by the side of the picture: those of the phases."""
-    texts = task.views.captions * forward_flops(task.build_model, {"text": blank_text(config, ranks)})
-    sides = {span.image_size for span in Phases(config).spans}
-    return {
-        side: texts + task.views.images * forward_flops(task.build_model, {"image": torch.zeros(1, 3, side, side)})
-        for side in sides
-    }

@@ -1,0 +1,135 @@
+"""What a run will take, before it is launched: memory, traffic, time, failures. No GPU, no process group, seconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from intern_trainer.config.schema import Config
+from intern_trainer.plan.estimate import Estimate, Estimator, HasModel
+from intern_trainer.plan.fit import Fits, advice, best, fits
+from intern_trainer.plan.goodput import daly, goodput, young
+from intern_trainer.plan.hardware import Cluster, find_device
+from intern_trainer.plan.model import Weights
+from intern_trainer.plan.settings import settings_of
+
+__all__ = ["Cluster", "Failures", "Plan", "Stage", "find_device", "plan"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the model and the ranks that hold it, which divide its state among them. Without a pipeline there is
+    one, of all ranks."""
+
+    name: str
+    ranks: range
+    weights: Weights
+    estimate: Estimate
+
+
+@dataclass(frozen=True)
+class Failures:
+    """Seconds. Attributes:
+    between: mean time between failures of the run. save, restart: what each costs. measured: whether `save` is.
+    young, interval: best computing time between saves, by Young and by Daly. steps: the latter in steps.
+    goodput: share of the time that is not lost, at that interval.
+    """
+
+    between: float
+    save: float
+    restart: float
+    measured: bool
+    young: float
+    interval: float
+    steps: int
+    goodput: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Attributes:
+    stages: of the pipeline. paces: of each phase of the run, in order (side of the picture, share of the samples,
+        estimate). samples: of the whole run. days: for them, failures included.
+    """
+
+    config: Config
+    cluster: Cluster
+    stages: list[Stage]
+    paces: list[tuple[int, float, Estimate]]
+    flops: dict[int, int]
+    samples: float
+    failures: Failures
+    fits: Fits
+    recommendation: str
+
+    @property
+    def weights(self) -> Weights:
+        """Of the whole model, all stages together."""
+        (stage,) = self.stages
+        return stage.weights
+
+    @property
+    def days(self) -> float:
+        return _days(self.samples, self.paces, self.failures)
+
+
+def plan(
+    config: Config,
+    task: HasModel,
+    cluster: Cluster,
+    recompute: str = "none",
+    samples: float | None = None,
+    save_seconds: float | None = None,
+) -> Plan:
+    """Work out what `config` takes on `cluster`.
+
+    Args:
+        task: of that configuration; asked for its model and its views alone.
+        recompute: `none`, `selective` or `full`.
+        samples: of the whole run; None: the recipe's.
+        save_seconds: that a save was measured to take; None: from its bytes and the disk's speed.
+
+    Raises:
+        ConfigError: the batch cannot be divided over the devices.
+    """
+    settings = settings_of(config)
+    estimator = Estimator(config, task, config.parallel.sync_batch_norm and cluster.devices > 1)
+    whole = estimator.spans[-1].end_sample
+    paces = [
+        (
+            span.image_size,
+            span.steps * span.global_batch / whole,
+            estimator.estimate(span, settings, recompute, cluster),
+        )
+        for span in estimator.spans
+    ]
+    widest = max(range(len(paces)), key=lambda i: paces[i][2].memory.peak)
+    span, estimate = estimator.spans[widest], paces[widest][2]
+    failures = _failures(estimator.weights, estimate, cluster, save_seconds)
+    samples = float(samples or whole)
+    chosen = best(estimator, span, settings, cluster)
+    changed = [(side, share, chosen if i == widest else e) for i, (side, share, e) in enumerate(paces)]
+    days = _days(samples, [(side, share, e) for side, share, e in changed if e is not None], failures)
+    return Plan(
+        config, cluster, [Stage("model", range(cluster.devices), estimator.weights, estimate)], paces,
+        estimator.flops, samples, failures, fits(estimator, span, settings, recompute, cluster),
+        advice(chosen, days, samples, cluster),
+    )  # fmt: skip
+
+
+def _days(samples: float, paces: list[tuple[int, float, Estimate]], failures: Failures) -> float:
+    seconds = sum(share * samples / estimate.pace.images_per_second for _, share, estimate in paces)
+    return seconds / failures.goodput / 86400
+
+
+def _failures(weights: Weights, estimate: Estimate, cluster: Cluster, save_seconds: float | None) -> Failures:
+    between = cluster.mtbf_hours * 3600 / cluster.devices
+    moments = 4 * (1 + estimate.settings.moments + estimate.settings.average)
+    state = moments * weights.trained + estimate.settings.weight * sum(weights.frozen) + weights.buffer_bytes
+    moving = state / (cluster.disk * cluster.nodes)
+    save = moving if save_seconds is None else save_seconds
+    restart = cluster.restart_seconds + moving
+    interval = daly(save, between)
+    return Failures(
+        between, save, restart, save_seconds is not None, young(save, between), interval,
+        max(1, round(interval / estimate.pace.step)), goodput(interval, save, restart, between),
+    )  # fmt: skip

@@ -1,0 +1,102 @@
+"""What the ranks send each other in one optimizer step, by collective.
+
+Counted on gloo ranks, call by call, against these formulae (tests/distributed/test_plan.py). DeepSpeed 0.19.8's ZeRO-1
+and 2 sum gradients by all-reduce over all ranks (`use_multi_rank_bucket_allreduce`), which moves twice what a
+reduce-scatter would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from intern_trainer.config.checks import BatchPlan
+from intern_trainer.config.schema import Config
+from intern_trainer.plan import states
+from intern_trainer.plan.hardware import Cluster
+from intern_trainer.plan.model import Weights
+from intern_trainer.plan.settings import BYTES, Settings
+
+FP32 = 4
+LATENCY = 30e-6
+"""Seconds of a small collective over nodes: 270 of a step's batch norms took 5 to 10 ms by the reference cost model."""
+FACTORS = {"all_reduce": 2.0, "all_gather": 1.0, "reduce_scatter": 1.0, "send": 1.0}
+"""Times the share (n - 1) / n of the full tensor that crosses each rank's wire in a ring of n (`send`: all of it)."""
+
+
+@dataclass(frozen=True)
+class Collective:
+    """Attributes:
+    kind: of `FACTORS`. what: is sent. payload: bytes of the full tensors, all calls of a step together.
+    calls: of a step, where they are small and many (1: large, in buckets). ranks: that take part.
+    overlaps: whether it runs while the model computes.
+    """
+
+    kind: str
+    what: str
+    payload: int
+    ranks: int
+    overlaps: bool = True
+    calls: int = 1
+
+    @property
+    def wire(self) -> float:
+        """Bytes that each rank sends."""
+        share = 1.0 if self.kind == "send" else (self.ranks - 1) / self.ranks
+        return FACTORS[self.kind] * share * self.payload
+
+    def seconds(self, cluster: Cluster) -> float:
+        return self.wire / cluster.bandwidth(self.ranks) + self.calls * LATENCY
+
+
+def traffic(config: Config, weights: Weights, settings: Settings, batch: BatchPlan) -> list[Collective]:
+    """Of one step of the run's batch."""
+    if batch.world_size == 1:
+        return []
+    found = [*_state(weights, settings, batch), *_norms(config, weights, batch), *_loss(config, batch)]
+    return [collective for collective in found if collective.payload]
+
+
+def _state(weights: Weights, settings: Settings, batch: BatchPlan) -> Iterator[Collective]:
+    n, passes = batch.world_size, batch.accumulation
+    if settings.stage == 0:
+        yield Collective("all_reduce", "gradients", FP32 * weights.trained, n, overlaps=False)
+        return
+    if settings.stage < 3:
+        times = 1 if settings.stage == 1 else passes
+        yield Collective("all_reduce", "gradients", settings.weight * weights.trained * times, n, settings.two_buckets)
+        updated = states.resident(weights, settings, n)["parameters"] - settings.weight * sum(weights.frozen)
+        yield Collective("all_gather", "updated weights", updated, n, overlaps=False)
+        return
+    movable, kept = states.movable(weights, settings), states.kept_for_backward(weights, settings)
+    again = 1 if batch.together > 1 else 0  # the cached loss's first forward pass
+    yield Collective("all_gather", "weights, forward", settings.weight * movable * passes * (1 + again), n)
+    near = settings.hpz if settings.hpz > 1 else n
+    yield Collective("all_gather", "weights, backward", settings.weight * (movable - kept) * passes, near)
+    yield Collective("reduce_scatter", "gradients", settings.weight * weights.trained * passes, n)
+    yield Collective("all_gather", "small weights", settings.weight * states.persistent(weights, settings), n, False)
+
+
+def _norms(config: Config, weights: Weights, batch: BatchPlan) -> Iterator[Collective]:
+    """Sums, sums of squares and a count, forward; their gradients, backward."""
+    if config.parallel.sync_batch_norm and weights.norm_widths:
+        passes = batch.accumulation * (3 if batch.together > 1 else 2)
+        payload = FP32 * sum(2 * width + 1 for width in weights.norm_widths) * passes
+        calls = len(weights.norm_widths) * passes
+        yield Collective("all_reduce", "batch norms", payload, batch.world_size, overlaps=False, calls=calls)
+
+
+def _loss(config: Config, batch: BatchPlan) -> Iterator[Collective]:
+    n, losses = batch.world_size, batch.accumulation // batch.together
+    width = FP32 if batch.together > 1 else BYTES[config.train.precision]
+    features = batch.of_a_loss * config.model.embed_dim * losses
+    if config.loss.kind == "siglip":
+        hops = features // n * (n * (width + FP32) + FP32)
+        yield Collective("send", "features on their round", hops, n, overlaps=False, calls=(n + 1) * losses)
+        return
+    views, neighbours = (2, 2) if config.loss.kind == "declip" else (1, 0)
+    gathered = width * features * (views + neighbours)
+    yield Collective("all_gather", "features", gathered, n, False, (views + neighbours) * losses)
+    pairs = views * views
+    sums = 3 * FP32 * batch.of_a_loss * pairs * losses  # largest scores, sums, gradients of the sums
+    yield Collective("all_reduce", "features' gradients", width * features * views + sums, n, False, 4 * pairs * losses)
