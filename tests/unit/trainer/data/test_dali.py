@@ -39,7 +39,7 @@ class Whole(PillowPicture):
 
 
 def test_views_are_those_of_the_other_decoders() -> None:
-    pytest.importorskip("nvidia.dali")
+    pytest.importorskip("nvidia.dali", reason="no GPU here: DALI is installed on GPU machines alone")
     views = TrainViews(32, Augment(crop_scale=(0.2, 1.0), flip=0.5), views=2)
     on_its_side = Image.Exif()
     on_its_side[ExifTags.Base.Orientation] = 6  # the other decoders leave it as it lies
@@ -66,7 +66,7 @@ def first_batch(path: Path, decoder: str, **data: object) -> Batch:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_hold_the_same_samples_in_the_same_rows(tmp_path: Path, workers: int) -> None:
     """JPEGs of DALI among PNGs, and a JPEG without an end, which is the workers' to judge."""
-    pytest.importorskip("nvidia.dali")
+    pytest.importorskip("nvidia.dali", reason="no GPU here: DALI is installed on GPU machines alone")
     jpegs = [{"jpg": jpeg((40 + n, 30)), "txt": f"caption {n}".encode()} for n in range(9)]
     samples = [good(n) if n % 3 == 0 else jpegs[n] for n in range(9)] + [{"jpg": jpeg()[:-2], "txt": b"endless 9"}]
     path = write_shard(tmp_path / "s.tar", samples)
@@ -83,7 +83,7 @@ def test_batches_hold_the_same_samples_in_the_same_rows(tmp_path: Path, workers:
 
 def test_a_broken_jpeg_is_an_error_of_the_next_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """There, all ranks learn of it together, before the step that it was in is applied."""
-    pytest.importorskip("nvidia.dali")
+    pytest.importorskip("nvidia.dali", reason="no GPU here: DALI is installed on GPU machines alone")
 
     def broken(self: DaliViews, pictures: list) -> None:
         raise DataError(f"one of {len(pictures)} is broken")
@@ -99,7 +99,7 @@ def test_a_broken_jpeg_is_an_error_of_the_next_step(tmp_path: Path, monkeypatch:
 
 
 def test_a_broken_jpeg_is_named() -> None:
-    pytest.importorskip("nvidia.dali")
+    pytest.importorskip("nvidia.dali", reason="no GPU here: DALI is installed on GPU machines alone")
     views, whole = TrainViews(32, Augment()), jpeg()
     drawn = views.draws((203, 141), 0)
     scanless = whole[: whole.index(b"\xff\xda")] + whole[-2:]
