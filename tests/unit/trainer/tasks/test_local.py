@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
-import torch.distributed as dist
 from intern_trainer.config.schema import Config
 from intern_trainer.errors import ConfigError
 from intern_trainer.ranks import init_ranks
@@ -18,10 +15,8 @@ from tests.unit.trainer.doubles import ONE_RANK
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _alone() -> Iterator[None]:
+def _alone() -> None:
     init_ranks()
-    yield
-    dist.destroy_process_group()
 
 
 TEXT = {"width": 16, "layers": 1, "heads": 2, "context_length": 8}
