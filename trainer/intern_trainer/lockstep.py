@@ -108,7 +108,7 @@ def agree(
     flags = torch.tensor([stop is not None, error is not None], dtype=torch.float64).to(ranks.device, non_blocking=True)
     sums = torch.cat([flags, *(m.detach().double().reshape(1) for m in metrics.values())])
     if ranks.world_size > 1:
-        dist.all_reduce(sums)
+        dist.all_reduce(sums, group=ranks.group)
     stops, errors, *totals = sums.tolist()
     means = {name: total / ranks.world_size for name, total in zip(metrics, totals, strict=True)}
     if errors:

@@ -79,13 +79,14 @@ class DeclipTask(ContrastiveTask):
         texts = (outputs["text_features"], outputs["text2_features"])
         scale, block = outputs["logit_scale"], self.config.loss.block
         first = self.ranks.rank * len(images[0])
-        keys = [all_gather(x) for x in texts]
-        neighbours = [all_gather(self._queue.nearest(x.detach())) for x in texts]
+        group = self.ranks.group
+        keys = [all_gather(x, group) for x in texts]
+        neighbours = [all_gather(self._queue.nearest(x.detach()), group) for x in texts]
         for key in reversed(keys):  # the newest last: the captions as they are
             self._queue.push(key.detach())
         pairs = [clip_loss(image, key, scale, self.ranks, block) for image, key in product(images, keys)]
         near = [info_nce(image, key, scale, first, block)[0] for image, key in product(images, neighbours)]
-        masked = all_reduce(outputs["masked"].detach().sum())
+        masked = all_reduce(outputs["masked"].detach().sum(), group)
         terms = {
             "clip": torch.stack([loss for loss, _ in pairs]).mean(),
             "nearest": torch.stack(near).mean(),
