@@ -250,6 +250,20 @@ class Train(Section):
 class Parallel(Section):
     sync_batch_norm: bool = True
     """BatchNorm statistics over all data-parallel ranks instead of one rank's micro-batch."""
+    pipeline: PositiveInt = 1
+    """Stages that the model is cut into, one behind the other. Each has world size / pipeline data-parallel ranks."""
+    schedule: Literal["1f1b", "gpipe", "interleaved"] = "1f1b"
+    """Order of a pipeline's work: `1f1b` goes back with a micro-batch as soon as it can, and so holds at most
+    `pipeline` of them; `gpipe` goes forward with all first; `interleaved` is 1f1b with `chunks` pieces of the model a
+    rank, for less waiting and more messages."""
+    chunks: PositiveInt = 1
+    """Pieces of the model that each stage's ranks hold: rank r those numbered r, r + pipeline, ..."""
+    cut: Annotated[list[PositiveInt], Field(min_length=1)] | None = None
+    """Links of the model's chain in each piece, in order, as `intern-trainer plan` prints them. None: balanced by the
+    cost model."""
+    text: Literal["auto", "first", "last"] = "auto"
+    """Where the text tower stands in a pipeline's chain: before the image tower or behind it; `auto`: what balances
+    better."""
 
 
 class Checkpoint(Section):
