@@ -6,6 +6,7 @@ log.txt           the log                         metrics.jsonl    one record a 
 evaluation.json   results with split, step, weights, chance levels and counts
 probes.json       results of `intern-trainer probe`, with what they were made under
 samples.json      test pictures and their top captions            report.html      profile/
+heartbeat/        where each rank is                              hangs/           stacks of all ranks, a folder a hang
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ class RunFolder:
         self.samples = path / "samples.json"
         self.report = path / "report.html"
         self.profile = path / "profile"
+        self.heartbeat = path / "heartbeat"
+        self.hangs = path / "hangs"
 
     @classmethod
     def existing(cls, path: Path) -> RunFolder:

@@ -116,6 +116,29 @@ def test_gradients_that_are_not_finite_stop_it_before_anything_is_saved(tmp_path
     assert watcher.moments == [("start", 0), ("stop", 0)]
 
 
+def test_steps_left_out_are_passed_over(tmp_path: Path) -> None:
+    watcher, state, data = Watcher(), make_state(tmp_path, 6), LineData()
+    state.left_out = [0, 2, 3]
+    engine = go(state, watcher, data)
+    assert data.asked == [1, 4, 5]
+    assert engine.rates == [0.1 / 2, 0.1 / 5, 0.1 / 6]
+    assert (state.step, state.samples) == (6, 3 * 4)
+
+
+def test_a_spike_without_a_checkpoint_to_go_back_to_is_left_out(tmp_path: Path) -> None:
+    def spoil(step: int, micro_batches: list[Any]) -> None:
+        if step == 30:
+            micro_batches[0].tensors["y"] += 100
+
+    watcher = Watcher()
+    state = make_state(tmp_path, 40, guard={"spike": {"deviations": 8, "back": 2}})
+    go(state, watcher, LineData(spoil=spoil))
+    assert state.bad_steps == 1
+    assert max(watcher.losses) < 100
+    assert state.rollback is None
+    assert state.step == 40
+
+
 def test_an_error_of_the_data_comes_out_as_it_is(tmp_path: Path) -> None:
     def spoil(step: int, micro_batches: list[Any]) -> None:
         if step == 1:
