@@ -17,6 +17,7 @@ from intern_trainer.callbacks import Callback, Callbacks
 from intern_trainer.checkpoint import Progress, save
 from intern_trainer.checkpoint.layout import step_dirs, step_of
 from intern_trainer.config.guard import Guard
+from intern_trainer.config.schema import Config
 from intern_trainer.engine import Engine, build_engine
 from intern_trainer.errors import UserError
 from intern_trainer.guard.watchdog import Watchdog
@@ -27,6 +28,7 @@ from intern_trainer.resume import roll_back
 from intern_trainer.run_folder import RunFolder
 from intern_trainer.state import State
 from intern_trainer.tasks.contrastive import ContrastiveTask
+from intern_trainer.train import train
 from torch import Tensor, nn
 
 from tests.distributed.engine_worker import case_config, collect, digest
@@ -271,3 +273,20 @@ def hangs(ranks: Ranks, place: Path) -> None:
             state = State(config, folder.path, ranks, 4)
             run_steps(ContrastiveTask(config, ranks), engine, data, state, watchdog, lambda step: 1e-3)
         engine.close()
+
+
+def whole(ranks: Ranks, folder: str) -> None:
+    """A run of the trainer that learns next to nothing, so that a third of its losses are spikes."""
+    config = Config.model_validate(
+        {
+            "model": {
+                "image": "metanet_debug", "image_size": 64, "embed_dim": 16,
+                "text": {"width": 32, "layers": 1, "heads": 2, "context_length": 12},
+            },
+            "data": {"lanes": 4, "shuffle_window": 64, "workers": 0},
+            "train": {"steps": 30, "global_batch": 8, "precision": "fp32", "threads": 1}, "optim": {"lr": 1e-6},
+            "checkpoint": {"every": 2}, "log": {"every": 1}, "evaluate": {"validation": {}, "test": {}},
+            "guard": {"spike": {"deviations": 0.5, "back": 1}},
+        }
+    )  # fmt: skip
+    train(config, Path(folder))

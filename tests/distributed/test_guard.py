@@ -115,3 +115,17 @@ def test_a_hang_that_ends_is_told_and_one_that_must_not_be_ends_all_ranks(ended:
     run = json.loads((ended.folder / "stop/run.json").read_text())
     assert run["status"] == "failed"
     assert "rank 1 in data.next" in run["error"]
+
+
+@pytest.mark.slow
+def test_a_whole_run_goes_back_and_its_curve_has_neither_doubles_nor_the_steps_left_out(tmp_path: Path) -> None:
+    run_ranks("tests.distributed.guard_worker:whole", 2, str(tmp_path), timeout=300)
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    steps = [int(record["step"]) for record in records]
+    progress = json.loads((tmp_path / "checkpoints/step-00000030/progress.json").read_text())
+    left_out = progress["left_out"]
+    assert left_out
+    assert steps == [step for step in range(1, 31) if step - 1 not in left_out]
+    assert records[-1]["skipped_steps"] == len(left_out)
+    assert records[-1]["samples"] == 8 * len(steps)
+    assert json.loads((tmp_path / "run.json").read_text())["status"] == "finished"

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 
-WINDOW = 100
-"""Steps that the running mean is about as old as."""
-WARM = 20
-"""Steps before the first judgement."""
+WINDOW = 20
+"""Steps that the running mean is about as old as, and that it takes before the first judgement. Short: the loss falls
+fast at first, and a mean that lags behind would hide a spike."""
 
 
 def is_spike(loss: float, statistics: dict[str, float], deviations: float) -> bool:
     """More than so many standard deviations above the mean."""
-    if statistics.get("steps", 0) < WARM:
+    if statistics.get("steps", 0) < WINDOW:
         return False
     return loss > statistics["mean"] + deviations * math.sqrt(statistics["variance"])
 

@@ -100,7 +100,7 @@ class StepGuard:
                 + (f", and no more than guard.bad_steps={allowed} in a row are left out" if allowed else ""),
                 "look at the samples and the module; a smaller optim.lr, a longer optim.schedule.warmup_steps, "
                 "or train.precision=bf16 or fp32 may help; guard.bad_steps=3 leaves out up to 3 in a row. The same "
-                f"command goes on from {state.checkpoint or 'the last checkpoint'}",
+                f"command goes on from {state.checkpoint or 'the beginning'}",
             )
         log.warning(
             "step %d is left out: %s; %s. %d in a row, %d in all", state.step + 1, found, first, state.bad_in_a_row,

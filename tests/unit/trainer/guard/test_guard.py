@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from intern_trainer.config.guard import Guard
-from intern_trainer.guard.spikes import WARM, followed, is_spike
+from intern_trainer.guard.spikes import WINDOW, followed, is_spike
 from intern_trainer.guard.watchdog import Watchdog, _listed
 from intern_trainer.observe.places import Place, place, place_of
 from intern_trainer.ranks import Ranks
@@ -70,11 +70,11 @@ def test_the_running_mean_is_the_plain_one_at_first_and_then_fades() -> None:
 
 
 def test_a_spike_is_far_above_and_never_judged_cold() -> None:
-    known = {"steps": WARM, "mean": 2.0, "variance": 0.25}
+    known = {"steps": WINDOW, "mean": 2.0, "variance": 0.25}
     assert is_spike(4.1, known, 4)
     assert not is_spike(3.9, known, 4)
     assert not is_spike(-9.0, known, 4)
-    assert not is_spike(99.0, {**known, "steps": WARM - 1}, 4)
+    assert not is_spike(99.0, {**known, "steps": WINDOW - 1}, 4)
     assert not is_spike(99.0, {}, 4)
 
 
