@@ -115,7 +115,8 @@ class Watchdog(Callback):
 
     def _write_heartbeat(self, place: Place) -> None:
         self._beats += 1
-        told = {"step": self._step, "place": str(place), "beat": self._beats, "hang": self._reported}
+        told = {"step": self._step, "place": str(place), "waits": place.collective is not None}
+        told |= {"beat": self._beats, "hang": self._reported}
         _replace(self._folder.heartbeat / f"rank-{self._ranks.rank}", json.dumps(told))
 
     def _report(self, step: int) -> None:
@@ -138,19 +139,17 @@ class Watchdog(Callback):
             self._ended.wait(self._beat)
         told = self._told(step)
         if not said.exists() and rank == min(told):
-            line = self._line(step, told, waited)
+            line = self._line(step, waited)
             _replace(said, line + "\n")
             log.warning("%s\n  stacks: %s", line, folder)
             if self._settings.on_hang == "stop":
                 self._folder.update_run(status="failed", error=line)
-        if self._settings.on_hang == "stop":
-            self._ended.wait(self._beat)
+        if self._settings.on_hang == "stop" and not self._ended.wait(self._beat):
             self._end(EXIT_CODE)
 
-    def _told(self, step: int) -> dict[int, str]:
-        """Places of the ranks that have written their stacks."""
-        heartbeats = ((rank, self._heartbeat(rank)) for rank in range(self._ranks.world_size))
-        return {rank: beat["place"] for rank, beat in heartbeats if beat.get("hang") == step}
+    def _told(self, step: int) -> list[int]:
+        """The ranks that have written their stacks."""
+        return [rank for rank in range(self._ranks.world_size) if self._heartbeat(rank).get("hang") == step]
 
     def _heartbeat(self, rank: int) -> dict[str, Any]:
         try:
@@ -158,16 +157,18 @@ class Watchdog(Callback):
         except FileNotFoundError:
             return {}
 
-    def _line(self, step: int, told: dict[int, str], waited: str) -> str:
-        """`step 12 hangs, 600 s so far: rank 3 in data.next, ranks 0-2 in all_gather of blocks.17 (forward)`. Where
-        fewest are comes first: most wait for them.
+    def _line(self, step: int, waited: str) -> str:
+        """`step 12 hangs, 600 s so far: rank 3 in data.next, ranks 0-2 in all_gather of blocks.17 (forward)`. First
+        those that the others wait for: not in a collective themselves, and few.
         """
-        ranks: dict[str, list[int]] = {}
+        ranks: dict[tuple[bool, str], list[int]] = {}
         for rank in range(self._ranks.world_size):
-            last = self._heartbeat(rank).get("place", "nothing")
-            where = f"in {told[rank]}" if rank in told else f"without heartbeat, last in {last}"
-            ranks.setdefault(where, []).append(rank)
-        parts = [f"{_listed(some)} {where}" for where, some in sorted(ranks.items(), key=lambda item: len(item[1]))]
+            known = self._heartbeat(rank)
+            alive, place = known.get("hang") == step, known.get("place", "nothing")
+            where = f"in {place}" if alive else f"without heartbeat, last in {place}"
+            ranks.setdefault((alive and known["waits"], where), []).append(rank)
+        groups = sorted(ranks.items(), key=lambda group: (group[0][0], len(group[1])))
+        parts = [f"{_listed(some)} {where}" for (_, where), some in groups]
         return f"step {step} hangs, {waited} so far: {', '.join(parts)}"
 
 

@@ -89,12 +89,14 @@ def test_who_waits_for_whom_comes_first_and_a_rank_without_heartbeat_is_told_fro
     folder = RunFolder(tmp_path)
     folder.heartbeat.mkdir()
     watchdog = Watchdog(Guard(), folder, Ranks(0, 6, 0, torch.device("cpu")))
-    for rank in range(5):
-        known = {"step": 12, "place": "backward" if rank == 2 else "all_reduce (agree)", "beat": 1, "hang": 12}
-        (folder.heartbeat / f"rank-{rank}").write_text(json.dumps({**known, "hang": -1 if rank == 2 else 12}))
-    assert watchdog._line(12, watchdog._told(12), "9.0 s") == (
+    places = ["all_reduce (agree)", "data.next", "backward", "data.next", "all_reduce (agree)"]
+    for rank, where in enumerate(places):
+        known = {"place": where, "waits": "all" in where, "hang": -1 if rank == 2 else 12}
+        (folder.heartbeat / f"rank-{rank}").write_text(json.dumps(known))
+    assert watchdog._told(12) == [0, 1, 3, 4]
+    assert watchdog._line(12, "9.0 s") == (
         "step 12 hangs, 9.0 s so far: rank 2 without heartbeat, last in backward, "
-        "rank 5 without heartbeat, last in nothing, ranks 0-1,3-4 in all_reduce (agree)"
+        "rank 5 without heartbeat, last in nothing, ranks 1,3 in data.next, ranks 0,4 in all_reduce (agree)"
     )
 
 
