@@ -56,18 +56,18 @@ def _cached(task: Task, engine: Engine, batches: list[Batch], device: torch.devi
     draws, parts = [], []
     with torch.no_grad():
         for batch in batches:
-            draws.append(_random_state(device))
+            draws.append(random_state(device))
             parts.append(task.forward(engine, batch.to(device)))
     outputs = joined(parts, task.shared)
     loss, metrics = task.loss(outputs)
     gradients = gradients_of(loss, outputs)
-    afterwards, rows = _random_state(device), [len(batch) for batch in batches]
+    afterwards, rows = random_state(device), [len(batch) for batch in batches]
     for batch, state, part in zip(batches, draws, split(gradients, rows, task.shared), strict=True):
-        _set_random_state(state, device)
+        set_random_state(state, device)
         with statistics_kept():  # they have seen this batch
             again = task.forward(engine, batch.to(device))
             engine.backward(len(batches) * surrogate(again, part))  # the engine takes the mean over micro-batches
-    _set_random_state(afterwards, device)
+    set_random_state(afterwards, device)
     return loss, metrics
 
 
@@ -110,13 +110,13 @@ def surrogate(outputs: Outputs, gradients: Outputs) -> Tensor:
     return torch.stack(terms).sum()
 
 
-def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+def random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
     """Of the generators that a model draws from: the CPU's and the device's."""
     own = None if device.type == "cpu" else torch.get_device_module(device).get_rng_state(device)
     return torch.get_rng_state(), own
 
 
-def _set_random_state(state: tuple[Tensor, Tensor | None], device: torch.device) -> None:
+def set_random_state(state: tuple[Tensor, Tensor | None], device: torch.device) -> None:
     torch.set_rng_state(state[0])
     if state[1] is not None:
         torch.get_device_module(device).set_rng_state(state[1], device)

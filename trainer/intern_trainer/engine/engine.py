@@ -18,6 +18,7 @@ from intern_trainer.engine import guards, transfer
 from intern_trainer.engine.average import Average
 from intern_trainer.engine.layout import Layout, gather
 from intern_trainer.errors import ConfigError, TrainingError
+from intern_trainer.observe.places import place
 from intern_trainer.ranks import Ranks
 from intern_trainer.slices import Read, Slice
 
@@ -58,7 +59,8 @@ class Engine:
         self.layout, self.average, self.optimizer = layout, average, optimizer
         self._ds, self._config, self._ranks, self._stage, self._dtype = ds_engine, config, ranks, stage, dtype
         self._frozen_set = guards.FrozenSet(module)
-        self._same_modules = guards.SameModules(module) if stage in (1, 2) and ranks.world_size > 1 else None
+        compare = ranks.world_size > 1 and (stage in (1, 2) or config.guard.trace)
+        self._same_modules = guards.SameModules(module, config.guard.trace) if compare else None
         self._step_begun, self._micro_batches = False, 0
         self._averaged = False
         if stage == 0:
@@ -71,6 +73,7 @@ class Engine:
         """DeepSpeed's wrapper around the optimizer (ZeRO-0: the optimizer itself)."""
         return self._ds.optimizer
 
+    @place("forward")
     def __call__(self, **tensors: Tensor) -> Any:
         """The model's output. Floating tensors are taken to the precision of the run; statistics and losses stay the
         caller's to keep in fp32.
@@ -90,6 +93,7 @@ class Engine:
         if hasattr(self.zero_optimizer, "gradient_accumulation_steps"):
             self.zero_optimizer.gradient_accumulation_steps = micro_batches
 
+    @place("backward")
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of one micro-batch; `loss` is the mean over its samples, and is divided by the
         accumulation here.
@@ -99,6 +103,7 @@ class Engine:
         if not self._ds.is_gradient_accumulation_boundary():
             self._ds.step()  # only counts the micro-batch
 
+    @place("step")
     def step(self, lr: float) -> StepResult:
         """Clip and update, after the last micro-batch of a step. Collective.
 
@@ -110,7 +115,7 @@ class Engine:
         assert self._micro_batches == expected, f"step after {self._micro_batches} of {expected} micro-batches"
         self._frozen_set.check()
         if self._same_modules is not None:
-            self._same_modules.check(self._ranks.device)
+            self._same_modules.check(self._ranks)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         result = self._step_replicated() if self._stage == 0 else self._step_zero()
@@ -118,6 +123,17 @@ class Engine:
             self.average.update(self.layout.holders)
         self._step_begun, self._micro_batches = False, 0
         return result
+
+    def discard(self) -> None:
+        """In the place of `step`: drop the gradients of all micro-batches, and leave the rest as it is. Collective."""
+        if self._same_modules is not None:
+            self._same_modules.check(self._ranks)
+        if self._stage == 0:
+            self._drop_replicated()
+        else:
+            with guards.refusal(self.zero_optimizer):
+                self._step_zero()
+        self._step_begun, self._micro_batches = False, 0
 
     def train(self) -> None:
         self._ds.train()
@@ -235,13 +251,16 @@ class Engine:
         gradients = [holder.grad for holder in self.layout.holders if holder.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         if not torch.isfinite(norm):
-            self._ds.zero_grad()
-            self._ds.micro_steps += 1
+            self._drop_replicated()
             return StepResult(float(norm), False)
         if self._config.optim.clip_grad_norm > 0:
             torch.nn.utils.clip_grads_with_norm_(self.layout.holders, self._config.optim.clip_grad_norm, norm)
         self._ds.step()
         return StepResult(float(norm), True)
+
+    def _drop_replicated(self) -> None:
+        self._ds.zero_grad()
+        self._ds.micro_steps += 1
 
 
 def _by_name(pieces: Any) -> dict[str, list[Any]]:

@@ -15,6 +15,7 @@ from intern_trainer.config.schema import Config
 from intern_trainer.data import PlainText, Views
 from intern_trainer.data.token_drop import TokenDrop
 from intern_trainer.errors import ConfigError
+from intern_trainer.observe.places import place
 from intern_trainer.ranks import Ranks
 from intern_trainer.tasks.base import Forward, Outputs
 from intern_trainer.tasks.freeze import freeze
@@ -81,6 +82,7 @@ class ContrastiveTask:
         out = model(image=batch.tensors["image"], text=batch.tensors["text"])._asdict()
         return {name: tensor for name, tensor in out.items() if tensor is not None}
 
+    @place("loss")
     def loss(self, outputs: Outputs) -> tuple[Tensor, dict[str, Tensor]]:
         """Of the global batch, whose rows of this rank these are; no rank holds more scores than b x `loss.block`."""
         image_be, text_be, scale = outputs["image_features"], outputs["text_features"], outputs["logit_scale"]

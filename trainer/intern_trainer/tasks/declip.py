@@ -24,6 +24,7 @@ from intern_trainer.data import Views
 from intern_trainer.data.text_augment import DeclipTexts
 from intern_trainer.data.wordnet import WordNet
 from intern_trainer.errors import ConfigError
+from intern_trainer.observe.places import place
 from intern_trainer.ranks import Ranks
 from intern_trainer.tasks.base import Forward, Outputs
 from intern_trainer.tasks.contrastive import ContrastiveTask
@@ -72,6 +73,7 @@ class DeclipTask(ContrastiveTask):
             "masked": masked_b,
         }
 
+    @place("loss")
     def loss(self, outputs: Outputs) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum of `loss.declip`'s terms; the mean of each over ranks is that of the global micro-batch."""
         assert self._queue is not None, "loss before the first forward pass"

@@ -31,6 +31,7 @@ from intern_trainer.batch import Batch
 from intern_trainer.collectives import all_reduce
 from intern_trainer.data import Views
 from intern_trainer.errors import ConfigError
+from intern_trainer.observe.places import place
 from intern_trainer.tasks.base import Forward, Outputs
 from intern_trainer.tasks.contrastive import ContrastiveTask
 
@@ -68,6 +69,7 @@ class LocalTask(ContrastiveTask):
         towers = {name: tensor for name, tensor in out._asdict().items() if name != "maps" and tensor is not None}
         return towers | levels
 
+    @place("loss")
     def loss(self, outputs: Outputs) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum of the contrastive loss and, mean over levels, the three terms of the local one."""
         weights = self.config.local
