@@ -80,7 +80,7 @@ class SameModules:
             mine = zlib.crc32("\n".join(self._trace).encode())
             self._trace.clear()
         spread = torch.tensor([mine, -mine], dtype=torch.int64, device=ranks.device)
-        dist.all_reduce(spread, op=dist.ReduceOp.MAX)
+        dist.all_reduce(spread, op=dist.ReduceOp.MAX, group=ranks.group)
         high, low = spread.tolist()
         if high != -low:
             where = _first_difference(ranks.gather(names)) if self._trace is not None else ""
