@@ -170,7 +170,8 @@ class Join(Link):
         self._bounds = model.min_logit_scale, model.max_logit_scale
 
     def forward(self, carry: Carry) -> Carry:
-        return {name: carry[name] for name in ("image_features", "text_features")} | self.scores()
+        features = {name: carry[name] for name in ("image_features", "text_features") if name in carry}
+        return features | self.scores()
 
     def scores(self) -> Carry:
         """Factor and, where there is one, offset of the scores, [1] each."""

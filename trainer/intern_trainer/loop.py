@@ -79,7 +79,7 @@ def _step(
     """One optimizer step; `state` tells of it afterwards."""
     started, ranks = time.perf_counter(), state.ranks
     micro_batches = feed.take()
-    engine.accumulate(len(micro_batches))
+    engine.accumulate(len(micro_batches), state.step)
     ids = [sample for batch in micro_batches for sample in batch.ids]
     state.stage_seconds = total(batch.seconds for batch in micro_batches)
     guard.remember()

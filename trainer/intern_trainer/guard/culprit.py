@@ -1,7 +1,7 @@
 """Which module made the first number that is not finite: the bad step once more, with a look at every tensor.
 
-Both functions run the step's micro-batches again on all ranks, under the random draws of the first time (the caller
-sets them), and leave running statistics alone. They cost a host sync a tensor, so only a step that is bad gets them.
+Both functions run the step's micro-batches again on all ranks, under the random draws of the first time (which are
+functions of step and micro-batch), and leave running statistics alone. They cost a host sync a tensor, so only a step that is bad gets them.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def in_forward(task: Task, engine: Engine, micro_batches: list[Batch], ranks: Ra
         torch.no_grad(),
         _hooks(engine.module, lambda name, module: [module.register_forward_hook(partial(look, name))]),
     ):
-        for batch in micro_batches:
+        for number, batch in enumerate(micro_batches):
+            engine.micro_batch(number)
             ids[:], whole = batch.ids, batch.to(ranks.device)
             for name, tensor in whole.tensors.items():
                 if tensor.is_floating_point():

@@ -15,7 +15,6 @@ from intern_trainer.errors import TrainingError
 from intern_trainer.guard import culprit
 from intern_trainer.guard.spikes import followed, is_spike
 from intern_trainer.state import Rollback, State
-from intern_trainer.steps import random_state, set_random_state
 
 if TYPE_CHECKING:
     from intern_trainer.engine import Engine
@@ -36,7 +35,6 @@ class StepGuard:
 
     def remember(self) -> None:
         """What a step changes before it is judged."""
-        self._random = random_state(self._state.ranks.device)
         if self._settings.bad_steps or self._settings.spike:
             self._buffers = [buffer.detach().clone() for buffer in self._engine.module.buffers()]
 
@@ -87,10 +85,7 @@ class StepGuard:
         state.bad_in_a_row += 1
         state.bad_steps += 1
         self._put_back()
-        now = random_state(state.ranks.device)
-        set_random_state(self._random, state.ranks.device)
         first = look()
-        set_random_state(now, state.ranks.device)
         self._put_back()
         if state.bad_in_a_row > allowed:
             row = f"; bad steps in a row: {state.bad_in_a_row}" if allowed else ""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from intern_trainer.parallel.grid import Grid
@@ -51,6 +52,17 @@ class Pipeline:
         """Forward passes alone."""
         grid = self.grid
         self._run(forward_only(grid.stages, self.chunks, grid.stage, micro_batches), forward, None)
+
+    def to_all(self, carry: Carry) -> Carry:
+        """The last stage's tensors, on every rank of the chain."""
+        pipe = self.grid.pipe
+        facts = pipe.broadcast({name: (x.shape, x.dtype) for name, x in carry.items()}, self.grid.stages - 1)
+        found: Carry = {}
+        for name, (shape, dtype) in facts.items():
+            x = carry[name].detach().contiguous() if self.grid.is_last else torch.empty(shape, dtype=dtype, device=pipe.device)
+            dist.broadcast(x, pipe.of_run(self.grid.stages - 1), group=pipe.group)
+            found[name] = x
+        return found
 
     def _run(self, todo: Sequence[Action], forward: Forward, backward: Callable[[Tensor], None] | None) -> None:
         held: dict[tuple[int, int], tuple[Carry, Carry | Tensor | None]] = {}

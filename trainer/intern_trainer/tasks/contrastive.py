@@ -28,6 +28,7 @@ class ContrastiveTask:
 
     name = "contrastive"
     shared = frozenset({"logit_scale", "logit_bias"})
+    _input_names: tuple[str, ...] = ("image", "text")
 
     def __init__(self, config: Config, ranks: Ranks) -> None:
         known = intern_zoo.list_models()
@@ -77,9 +78,12 @@ class ContrastiveTask:
         freeze(towers, model.freeze)
         return towers
 
+    def inputs(self, batch: Batch) -> dict[str, Tensor]:
+        return {name: batch.tensors[name] for name in self._input_names if name in batch.tensors}
+
     def forward(self, model: Forward, batch: Batch) -> Outputs:
         """`image_features`, `text_features` [b, e], `logit_scale` [1], and for SigLIP `logit_bias` [1]."""
-        out = model(image=batch.tensors["image"], text=batch.tensors["text"])._asdict()
+        out = model(**self.inputs(batch))._asdict()
         return {name: tensor for name, tensor in out.items() if tensor is not None}
 
     @place("loss")

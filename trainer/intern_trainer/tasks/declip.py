@@ -37,6 +37,8 @@ class DeclipTask(ContrastiveTask):
     neighbours of their captions, one view of a picture to the other, and masked words.
     """
 
+    _input_names = ("image", "image2", "text", "text2", "text_labels")
+
     def __init__(self, config: Config, ranks: Ranks) -> None:
         super().__init__(config, ranks)
         self._queue: FeatureQueue | None = None
@@ -57,8 +59,7 @@ class DeclipTask(ContrastiveTask):
         """Features of the views, [b, e]; `logit_scale` [1]; of each sample, [b]: `simsiam`, its loss; `words`, the sum
         of its masked words' cross entropies; `masked`, how many there are.
         """
-        names = ("image", "image2", "text", "text2", "text_labels")
-        out: DeclipOutput = model(**{name: batch.tensors[name] for name in names})
+        out: DeclipOutput = model(**self.inputs(batch))
         towers: Any = getattr(model, "module", model)  # an engine's
         self._queue = towers.heads.queue  # the module, not its buffers, which engines replace
         words_b, masked_b = _guesses(out.word_logits_nv, batch.tensors["text_labels"])

@@ -43,6 +43,7 @@ class LocalTask(ContrastiveTask):
     """The contrastive task on the first view and the caption, and agreement of the two views place by place."""
 
     name = "local"
+    _input_names = ("image", "image2", "text")
 
     @property
     def views(self) -> Views:
@@ -63,7 +64,7 @@ class LocalTask(ContrastiveTask):
         """What the contrastive task gives, and of each level the two views at the points that they share,
         [b, 2, k x k, d].
         """
-        out: LocalOutput = model(**{name: batch.tensors[name] for name in ("image", "image2", "text")})
+        out: LocalOutput = model(**self.inputs(batch))
         places = shared_places(batch.tensors["boxes"], self.config.local.points)
         levels = {f"{POINTS}{number}": at_places(x_2bdhw, places) for number, x_2bdhw in enumerate(out.maps)}
         towers = {name: tensor for name, tensor in out._asdict().items() if name != "maps" and tensor is not None}
