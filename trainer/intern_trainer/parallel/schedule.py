@@ -42,7 +42,13 @@ def actions(kind: str, stages: int, chunks: int, stage: int, micro_batches: int)
 
 
 def forward_only(stages: int, chunks: int, stage: int, micro_batches: int) -> list[Action]:
-    return [Action(True, *_place(i, stages, chunks, stage)) for i in range(micro_batches * chunks)]
+    """As `actions` has the forward passes; any number of micro-batches."""
+    return [
+        Action(True, chunk * stages + stage, micro)
+        for first in range(0, micro_batches, stages)
+        for chunk in range(chunks)
+        for micro in range(first, min(first + stages, micro_batches))
+    ]
 
 
 def _place(index: int, stages: int, chunks: int, stage: int, back: bool = False) -> tuple[int, int]:

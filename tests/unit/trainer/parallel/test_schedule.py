@@ -60,6 +60,8 @@ def test_forward_only_is_the_forward_passes_in_their_order() -> None:
     for stage in range(4):
         order = [a for a in actions("interleaved", 4, 2, stage, 8) if a.forward]
         assert forward_only(4, 2, stage, 8) == order
+        assert len(set(forward_only(4, 2, stage, 3))) == 6
+        assert {action.micro for action in forward_only(4, 2, stage, 3)} == {0, 1, 2}
 
 
 def _held(todo: list[Action]) -> Iterator[int]:
