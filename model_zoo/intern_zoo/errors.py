@@ -30,6 +30,10 @@ class StateDictError(ZooError):
     """Weights that are not those of the model: keys missing, left over, or of another shape."""
 
 
+class NoChainError(ZooError):
+    """A model that nobody has said how to run in parts."""
+
+
 def closest(name: str, names: Iterable[str], n: int = 3) -> str:
     """`Did you mean 'a' or 'b'?`, or an empty string when nothing is near."""
     near = difflib.get_close_matches(name, list(names), n=n, cutoff=0.5)

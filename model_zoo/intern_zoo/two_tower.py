@@ -78,14 +78,21 @@ class TwoTower(nn.Module):
         self.logit_scale = nn.Parameter(torch.full((1,), math.log(initial_logit_scale)))
         bias = initial_logit_bias
         self.logit_bias = None if bias is None else nn.Parameter(torch.full((1,), bias))
+        self.frozen_in_whole: frozenset[str] | None = None  # `chain.prune` notes it: a part cannot tell
 
     def train(self, mode: bool = True) -> TwoTower:
         """A tower whose parameters are all frozen stays in evaluation mode: its running statistics are frozen, too."""
         super().train(mode)
-        for tower in (self.image, self.text):
-            if not any(parameter.requires_grad for parameter in tower.parameters()):
-                tower.eval()
+        for name in self.frozen_towers():
+            self.get_submodule(name).eval()
         return self
+
+    def frozen_towers(self) -> frozenset[str]:
+        """Of "image" and "text" those whose parameters are all frozen; of a part of a model, those of the whole."""
+        if self.frozen_in_whole is not None:
+            return self.frozen_in_whole
+        towers = {"image": self.image, "text": self.text}
+        return frozenset(name for name, tower in towers.items() if not any(p.requires_grad for p in tower.parameters()))
 
     def encode_image(self, image: Tensor) -> Tensor:
         """[b, 3, h, w] to unit vectors [b, e]."""
@@ -105,7 +112,7 @@ class TwoTower(nn.Module):
 
     def bounded_logit_scale(self) -> Tensor:
         """[1], the factor that dot products of features are multiplied by."""
-        return _Bounded.apply(self.logit_scale.exp(), self.min_logit_scale, self.max_logit_scale)
+        return bounded_scale(self.logit_scale, self.min_logit_scale, self.max_logit_scale)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.image.trunk.set_grad_checkpointing(enable)
@@ -117,6 +124,11 @@ class TwoTower(nn.Module):
         named = self.image.trunk.no_weight_decay()  # timm's name more than their model has
         image = {f"image.trunk.{name}" for name in named} & parameters.keys()
         return offsets_and_factors(self) | image | {"text.positional_embedding"}
+
+
+def bounded_scale(logit_scale: Tensor, low: float, high: float) -> Tensor:
+    """exp of the learned [1], between two bounds."""
+    return _Bounded.apply(logit_scale.exp(), low, high)
 
 
 class _Bounded(torch.autograd.Function):
