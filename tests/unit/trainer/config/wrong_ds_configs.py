@@ -117,7 +117,7 @@ WRONG: list[tuple[dict[str, Any], tuple[str, str, str]]] = [
         (
             "ds_config key pipeline is not supported",
             "DeepSpeed's pipeline engine is not used, the block would have no effect",
-            "remove it",
+            "remove it, and set parallel.pipeline",
         ),
     ),
     (
