@@ -93,11 +93,13 @@ def plan_recipe(
 
     from intern_trainer.config import ds
     from intern_trainer.config.checks import check_world
+    from intern_trainer.config.pipeline import data_ranks
     from intern_trainer.plan import plan
     from intern_trainer.ranks import Ranks
     from intern_trainer.tasks import build_task
 
-    errors = [*check_world(config, cluster.devices), *ds.agree(config.ds, config, cluster.devices)]
+    ranks = data_ranks(config, cluster.devices)
+    errors = [*check_world(config, cluster.devices), *ds.agree(config.ds, config, ranks)]
     if errors:
         raise ConfigErrors(errors)
     # packed captions have as many tokens as they have: a plan takes them as full

@@ -24,6 +24,7 @@ from intern_trainer.config import ds
 from intern_trainer.config.checks import batch_plan, check_world
 from intern_trainer.config.load import DEFAULT_RECIPE
 from intern_trainer.config.phases import Phases
+from intern_trainer.config.pipeline import data_ranks
 from intern_trainer.config.schema import Benchmark, Config
 from intern_trainer.data import TrainData, build_train_data
 from intern_trainer.engine import Engine, build_engine
@@ -128,7 +129,10 @@ def check_before_start(config: Config, ranks: Ranks) -> None:
 
 def _check_this_rank(config: Config, ranks: Ranks) -> str:
     """Gives the digest of the tokenizer."""
-    errors = [*check_world(config, ranks.world_size), *ds.agree(config.ds, config, ranks.world_size)]
+    errors = [
+        *check_world(config, ranks.world_size),
+        *ds.agree(config.ds, config, data_ranks(config, ranks.world_size)),
+    ]
     try:
         _ = build_task(config, ranks).views
         check_picture_sizes(config)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from intern_trainer.config.losses import Declip, Loss
 from intern_trainer.config.phases import Phases, Span
+from intern_trainer.config.pipeline import check_pipeline, data_ranks
 from intern_trainer.config.schema import Benchmark, Config
 from intern_trainer.errors import ConfigError
 
@@ -17,7 +18,7 @@ from intern_trainer.errors import ConfigError
 @dataclass(frozen=True)
 class BatchPlan:
     """How a global batch is divided: `micro * accumulation * world_size = global_batch`; `together` micro-batches share
-    one loss."""
+    one loss. `world_size` is that of one stage, the number of data-parallel ranks."""
 
     micro: int
     accumulation: int
@@ -44,6 +45,7 @@ def check(config: Config) -> list[ConfigError]:
         *_check_model(config),
         *_check_captions(config),
         *_check_loss(config),
+        *check_pipeline(config),
         *_check_local(config),
         *_check_evaluation(config),
         *_check_guard(config),
@@ -51,13 +53,27 @@ def check(config: Config) -> list[ConfigError]:
 
 
 def check_world(config: Config, world_size: int) -> list[ConfigError]:
-    """What depends on the number of ranks."""
-    together = config.train.cached_micro_batches or 1
-    return [error for batch in _batches(config) for error in _check_ranks(batch, world_size, together)]
+    """What depends on the number of ranks, of all stages together."""
+    stages = config.parallel.pipeline
+    if world_size % stages:
+        return [
+            ConfigError(
+                f"parallel.pipeline {stages} on {world_size} rank(s)",
+                "every stage has equally many ranks",
+                f"parallel.pipeline={_largest_divisor(world_size, stages)}, or another number of ranks",
+            )
+        ]
+    return check_batches(config, data_ranks(config, world_size))
 
 
-def _check_ranks(batch: _Batch, world_size: int, together: int) -> Iterator[ConfigError]:
-    size, micro = batch.size, batch.micro
+def check_batches(config: Config, world_size: int) -> list[ConfigError]:
+    """Whether the batches of all phases can be divided over so many data-parallel ranks."""
+    return [error for batch in _batches(config) for error in _check_ranks(batch, world_size, config)]
+
+
+def _check_ranks(batch: _Batch, world_size: int, config: Config) -> Iterator[ConfigError]:
+    size, micro, together = batch.size, batch.micro, config.train.cached_micro_batches or 1
+    stages, interleaved = config.parallel.pipeline, config.parallel.schedule == "interleaved"
     if size % world_size:
         yield ConfigError(
             f"{batch.key} {size} over {world_size} ranks leaves {size % world_size} samples",
@@ -84,15 +100,27 @@ def _check_ranks(batch: _Batch, world_size: int, together: int) -> Iterator[Conf
             "each micro-batch belongs to one loss, and every loss is of equally many",
             ", or ".join(fixes),
         )
+    elif interleaved and (size // world_size) // (micro or size // world_size) % stages:
+        per_rank = size // world_size
+        yield ConfigError(
+            f"parallel.schedule is interleaved with {per_rank // (micro or per_rank)} micro-batches a step in {stages} "
+            "stages",
+            "micro-batches go through the chunks in groups of as many as there are stages",
+            f"{batch.micro_key}={per_rank // stages}" if per_rank % stages == 0 else "parallel.schedule=1f1b",
+        )
 
 
 def batch_plan(config: Config, world_size: int, span: Span | None = None) -> BatchPlan:
-    """The division of the global batch over ranks and micro-batches; that of a phase's steps where one is given.
+    """The division of the global batch over data-parallel ranks and micro-batches; that of a phase's steps where one is
+    given.
+
+    Args:
+        world_size: ranks of one stage; without a pipeline, all.
 
     Raises:
         ConfigError: the world size or the micro-batch does not divide it.
     """
-    errors = check_world(config, world_size)
+    errors = check_batches(config, world_size)
     if errors:
         raise errors[0]
     batch = span or config.train

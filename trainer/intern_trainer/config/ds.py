@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from intern_trainer.config.checks import BatchPlan, batch_plan, check_world
+from intern_trainer.config.checks import BatchPlan, batch_plan, check_batches
 from intern_trainer.config.ds_schema import check
 from intern_trainer.config.schema import Config
 from intern_trainer.errors import ConfigError
@@ -48,6 +48,9 @@ def stage_note(config: Config) -> str:
 def effective(config: Config, world_size: int) -> dict[str, Any]:
     """What DeepSpeed gets: the user's file, with everything that our configuration owns written out.
 
+    Args:
+        world_size: data-parallel ranks, those of one stage of a pipeline.
+
     Raises:
         ConfigError: the world size or the micro-batch does not divide the global batch.
     """
@@ -73,7 +76,8 @@ def effective(config: Config, world_size: int) -> dict[str, Any]:
 
 
 def agree(ds: dict[str, Any], config: Config, world_size: int) -> list[ConfigError]:
-    """Where the ds_config says something else than the recipe about what the recipe owns."""
+    """Where the ds_config says something else than the recipe about what the recipe owns. `world_size`: data-parallel
+    ranks, those of one stage of a pipeline."""
     errors = list(_batch(ds, config, world_size))
     errors += _clipping(ds, config)
     errors += _precision(ds, config)
@@ -84,7 +88,7 @@ def agree(ds: dict[str, Any], config: Config, world_size: int) -> list[ConfigErr
 
 
 def _batch(ds: dict[str, Any], config: Config, world_size: int) -> Iterator[ConfigError]:
-    if check_world(config, world_size):  # there is no plan to compare with; that error is shown by itself
+    if check_batches(config, world_size):  # there is no plan to compare with; that error is shown by itself
         return
     plan: BatchPlan = batch_plan(config, world_size)
     ours = {

@@ -23,7 +23,10 @@ _MASTERS = "checkpoints, the average and bit-exact resumes stand on fp32 master 
 _PARALLEL = "ranks are data-parallel here"
 
 REFUSED_KEYS: dict[str, tuple[str, str]] = {
-    "pipeline": ("DeepSpeed's pipeline engine is not used, the block would have no effect", "remove it"),
+    "pipeline": (
+        "DeepSpeed's pipeline engine is not used, the block would have no effect",
+        "remove it, and set parallel.pipeline",
+    ),
     "hybrid_engine": ("it is for generation inside of training", "remove it"),
     "tensor_parallel": (_PARALLEL, "remove it"),
     "expert_parallel": (_PARALLEL, "remove it"),
@@ -60,11 +63,13 @@ REFUSED_KEYS: dict[str, tuple[str, str]] = {
     "elasticity": (_REMOVED, "remove it; a run resumes on any number of ranks that divides the global batch"),
     "zero_optimization.mics_shard_size": (
         _REMOVED + " (MiCS)",
-        'shard within a node by "zero_hpz_partition_size": GPUS_PER_NODE at stage 3',
+        'shard within a node by "zero_hpz_partition_size": GPUS_PER_NODE at stage 3; or give each rank a part of the '
+        "model by parallel.pipeline with ZeRO-1",
     ),
     "zero_optimization.mics_hierarchical_params_gather": (
         _REMOVED + " (MiCS)",
-        'gather within a node by "zero_hpz_partition_size": GPUS_PER_NODE at stage 3',
+        'gather within a node by "zero_hpz_partition_size": GPUS_PER_NODE at stage 3; or gather nothing: '
+        "parallel.pipeline with ZeRO-1",
     ),
     "zero_optimization.zeropp_loco_param": (_REMOVED, "remove it"),
     "zero_optimization.cpu_offload": ("it is deprecated", 'use "offload_optimizer": {"device": "cpu"}'),

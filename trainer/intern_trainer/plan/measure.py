@@ -56,7 +56,8 @@ class Unit:
 
     Attributes:
         saved: bytes kept for the backward pass, its input aside. given: bytes of its input.
-        parameters: in it. forward: operations of its forward pass.
+        parameters: in it. forward, backward: operations of its passes; of a model that is measured in one piece, all of
+            the backward pass is OUTSIDE's.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Unit:
     saved: int = 0
     given: int = 0
     forward: list[Operation] = field(default_factory=list)
+    backward: list[Operation] = field(default_factory=list)
 
 
 @dataclass
@@ -71,21 +73,24 @@ class Cost:
     """Of one micro-batch.
 
     Attributes:
-        units: in the order in which they run; the one called OUTSIDE comes first.
-        backward: operations of the whole backward pass.
+        units: in the order in which they run; of a model in one piece, OUTSIDE comes first.
         working: the most bytes that the backward pass holds at once beyond what was saved. largest_gradient: bytes of
             the largest parameter's gradient, which is among them and does not grow with the samples.
     """
 
     samples: int
     units: list[Unit]
-    backward: list[Operation]
     working: int
     largest_gradient: int
 
     @property
     def saved(self) -> int:
         return sum(unit.saved for unit in self.units)
+
+    @property
+    def backward(self) -> list[Operation]:
+        """Operations of the whole backward pass."""
+        return [operation for unit in self.units for operation in unit.backward]
 
 
 Inputs = Callable[[], dict[str, Tensor]]
@@ -100,22 +105,21 @@ def measure(model: nn.Module, inputs: Inputs, units: Sequence[tuple[str, nn.Modu
         dtype: of its parameters; floating inputs are of that type, too, as the engine makes them.
     """
     with FakeTensorMode():
-        _replace(model, dtype)
+        make_fake(model, dtype)
         model.train()
-        meter = _Meter(model, units)
+        meter = Meter(model, units)
         tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in inputs().items()}
         samples = len(next(iter(tensors.values())))
-        with meter, meter.watching():
-            with saved_tensors_hooks(meter.save, lambda tensor: tensor):
-                outputs = [t for t in tree_leaves(model(**tensors)) if isinstance(t, Tensor) and t.requires_grad]
-            gradients = [torch.ones_like(output) for output in outputs]
-            meter.begin_backward()
-            torch.autograd.backward(outputs, gradients)
-        largest = max(parameter.nbytes for parameter in model.parameters())
-        return Cost(samples, list(meter.units.values()), meter.backward, max(0, meter.peak - meter.kept), largest)
+        meter.run(lambda: model(**tensors))
+        return Cost(samples, list(meter.units.values()), meter.working, largest_parameter(model))
 
 
-def _replace(model: nn.Module, dtype: torch.dtype) -> None:
+def largest_parameter(model: nn.Module) -> int:
+    """In bytes."""
+    return max((parameter.nbytes for parameter in model.parameters()), default=0)
+
+
+def make_fake(model: nn.Module, dtype: torch.dtype) -> None:
     """Parameters and buffers on meta by fake ones on the CPU; what was shared stays shared."""
     made: dict[int, Tensor] = {}
     for module in model.modules():
@@ -130,7 +134,7 @@ def _replace(model: nn.Module, dtype: torch.dtype) -> None:
                 place[name] = made[id(old)]  # type: ignore[assignment]
 
 
-class _Meter(TorchDispatchMode):
+class Meter(TorchDispatchMode):
     """Notes every operation, every storage that lives, and every one that is saved."""
 
     def __init__(self, model: nn.Module, units: Sequence[tuple[str, nn.Module]]) -> None:
@@ -147,12 +151,33 @@ class _Meter(TorchDispatchMode):
         self._own = set(self._live)
         self._saved: set[int] = set()
         self._kept_alive: list[Any] = []
-        self.backward: list[Operation] = []
         self._forward = True
-        self.now = self.peak = self.kept = 0
+        self._now = self._peak = self._kept = 0
+
+    def run(self, forward: Callable[[], Any], given: Sequence[Tensor] = ()) -> Any:
+        """`forward`, whose result is given back, and the backward pass from what of it is new.
+
+        Args:
+            given: tensors that are there already, of which some may be in the result.
+        """
+        for tensor in given:
+            self._note(tensor.untyped_storage())
+        with self, self._watching():
+            with saved_tensors_hooks(self._save, lambda tensor: tensor):
+                result = forward()
+            outputs = [t for t in tree_leaves(result) if isinstance(t, Tensor) and t.grad_fn is not None]
+            gradients = [torch.ones_like(output) for output in outputs]
+            self._begin_backward()
+            torch.autograd.backward(outputs, gradients)
+        return result
+
+    @property
+    def working(self) -> int:
+        """The most bytes that the backward pass held at once beyond what was saved."""
+        return max(0, self._peak - self._kept)
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
+    def _watching(self) -> Iterator[None]:
         handles = [hook for name, module in self._modules for hook in self._watch(self.units[name], module)]
         handles += [p.register_post_accumulate_grad_hook(_forget) for p in self._model.parameters() if p.requires_grad]
         try:
@@ -171,20 +196,20 @@ class _Meter(TorchDispatchMode):
 
         return module.register_forward_pre_hook(enter), module.register_forward_hook(leave)
 
-    def save(self, tensor: Tensor) -> Tensor:
+    def _save(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key not in self._saved and key not in self._own:
             self._saved.add(key)
             self._kept_alive.append(storage)  # its address must not become another one's
             self._unit.saved += storage.nbytes()
-            self.kept += storage.nbytes()
+            self._kept += storage.nbytes()
         return tensor
 
-    def begin_backward(self) -> None:
-        self._forward = False
+    def _begin_backward(self) -> None:
+        self._forward, self._unit = False, self.units[OUTSIDE]
         self._kept_alive.clear()
-        self.peak = self.now
+        self._peak = self._now
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -194,22 +219,22 @@ class _Meter(TorchDispatchMode):
             count = _FLOPS.get(func._overloadpacket)
             flops = count(*args, **(kwargs or {}), out_val=result) if count else 0
             moved = sum(_size(t) for t in read) + sum(_size(t) for t in made)
-            operations = self._unit.forward if self._forward else self.backward
+            operations = self._unit.forward if self._forward else self._unit.backward
             operations.append(Operation(int(flops), moved, count is not None))
         for tensor in made:
             self._note(tensor.untyped_storage())
-        self.peak = max(self.peak, self.now)
+        self._peak = max(self._peak, self._now)
         return result
 
     def _note(self, storage: Any) -> None:
         key = storage._cdata
         if key not in self._live:
             self._live[key] = storage.nbytes()
-            self.now += storage.nbytes()
+            self._now += storage.nbytes()
             weakref.finalize(storage, self._drop, key)
 
     def _drop(self, key: int) -> None:
-        self.now -= self._live.pop(key, 0)
+        self._now -= self._live.pop(key, 0)
 
 
 def _own(model: nn.Module) -> list[Tensor]:

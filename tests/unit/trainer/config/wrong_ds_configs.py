@@ -92,7 +92,8 @@ WRONG: list[tuple[dict[str, Any], tuple[str, str, str]]] = [
         (
             f"ds_config key {Z}.mics_shard_size is not supported",
             f"{REMOVED} (MiCS)",
-            'shard within a node by "zero_hpz_partition_size": GPUS_PER_NODE at stage 3',
+            'shard within a node by "zero_hpz_partition_size": GPUS_PER_NODE at stage 3; or give each rank a part of the '
+            "model by parallel.pipeline with ZeRO-1",
         ),
     ),
     (
@@ -116,7 +117,7 @@ WRONG: list[tuple[dict[str, Any], tuple[str, str, str]]] = [
         (
             "ds_config key pipeline is not supported",
             "DeepSpeed's pipeline engine is not used, the block would have no effect",
-            "remove it",
+            "remove it, and set parallel.pipeline",
         ),
     ),
     (
