@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from intern_trainer import checkpoint
 from intern_trainer.batch import Batch
 from intern_trainer.config.schema import Config, Model, Parallel
-from intern_trainer.engine import build_engine
+from intern_trainer.engine import Engine, build_engine
 from intern_trainer.optim import learning_rate
 from intern_trainer.parallel import Placement, make_grid
 from intern_trainer.ranks import Ranks
@@ -32,6 +34,7 @@ def case_config(case: Case) -> Config:
             "micro_batch": 8 // case["data"] // case["micro_batches"],
             "precision": case.get("precision", "fp32"),
             "cached_micro_batches": case.get("together"),
+            "ema_decay": case.get("ema_decay"),
             "seed": 3,
         },
         optim={"lr": 1e-4, "eps": 1e-4, "clip_grad_norm": case.get("clip", 0.5), "schedule": {"warmup_steps": 3}},
@@ -76,30 +79,55 @@ def train(ranks: Ranks, cases: list[Case]) -> list[dict[str, Any]]:
     """Losses and gradient norms of each case; on every rank the same."""
     results = []
     for case in cases:
-        config, chunks = case_config(case), case.get("chunks", 1)
-        grid = make_grid(ranks, case["pipeline"], chunks)
-        task = ContrastiveTask(config, grid.data)
-        make = partial(build, config, ranks)
-        text = case.get("text", "last")
-        cut = even(len(links(make(), text)), case["pipeline"] * chunks)
-        place = Placement(grid, cut, chunks, text, case.get("schedule", "1f1b"))
-        engine = build_engine(config, ranks, make, place)
-        engine.train()
-        losses, norms = [], []
-        for step in range(case.get("steps", 20)):
-            count = case["micro_batches"]
-            size = 8 // count // case["data"]
-            whole = [make_batch(step, number, size * case["data"]) for number in range(count)]
-            engine.accumulate(count, step)
-            mine = [rows(batch, grid.data.rank, size) for batch in whole]
-            means = accumulate(task, engine, mine, case.get("together", 1), ranks.device)
-            result = engine.step(learning_rate(step, config))
-            found = grid.data.gather(float(means["loss"]))
-            losses.append(sum(found) / len(found))
-            norms.append(result.grad_norm)
+        config = case_config(case)
+        engine, task = start(case, config, ranks)
+        losses, norms = run_steps(case, config, engine, task, range(case.get("steps", 20)))
         engine.eval()
         with torch.no_grad():
             out = engine(image=make_batch(0, 0, 3).tensors["image"])
         results.append({"losses": losses, "norms": norms, "features": out.image_features.float().flatten().tolist()})
         engine.close()
     return results
+
+
+def start(case: Case, config: Config, ranks: Ranks) -> tuple[Engine, ContrastiveTask]:
+    chunks, text = case.get("chunks", 1), case.get("text", "last")
+    grid = make_grid(ranks, case["pipeline"], chunks)
+    make = partial(build, config, ranks)
+    cut = even(len(links(make(), text)), case["pipeline"] * chunks)
+    place = Placement(grid, cut, chunks, text, case.get("schedule", "1f1b"))
+    return build_engine(config, ranks, make, place), ContrastiveTask(config, grid.data)
+
+
+def run_steps(
+    case: Case, config: Config, engine: Engine, task: ContrastiveTask, steps: range
+) -> tuple[list[float], list[float]]:
+    """Losses and gradient norms."""
+    engine.train()
+    losses, norms = [], []
+    for step in steps:
+        count = case["micro_batches"]
+        size = 8 // count // case["data"]
+        whole = [make_batch(step, number, size * case["data"]) for number in range(count)]
+        engine.accumulate(count, step)
+        mine = [rows(batch, engine.ranks.rank, size) for batch in whole]
+        means = accumulate(task, engine, mine, case.get("together", 1), torch.device("cpu"))
+        result = engine.step(learning_rate(step, config))
+        found = engine.ranks.gather(float(means["loss"]))
+        losses.append(sum(found) / len(found))
+        norms.append(result.grad_norm)
+    return losses, norms
+
+
+def leg(ranks: Ranks, plan: dict[str, Any]) -> list[float]:
+    """Go on from the run's newest checkpoint over some steps in the layout of `plan["case"]`, and save."""
+    case, run = plan["case"], Path(plan["run"])
+    config = case_config(case)
+    engine, task = start(case, config, ranks)
+    newest = checkpoint.newest_good(run, ranks)
+    first = checkpoint.load(engine, newest, ranks).step if newest else 0
+    losses, norms = run_steps(case, config, engine, task, range(first, plan["until"]))
+    progress = checkpoint.Progress(plan["until"], 8 * plan["until"], 1.0, losses[-1], norms[-1])
+    checkpoint.save(engine, progress, run, ranks, config)
+    engine.close()
+    return losses

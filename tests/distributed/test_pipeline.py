@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from functools import cache, partial
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -133,3 +134,23 @@ def test_over_twenty_steps(ranks: int, chosen: list[Case]) -> None:
     cases = [case | {"steps": STEPS} for case in chosen]
     for index, case in enumerate(cases):
         check(case, [rank[index] for rank in ran(ranks, json.dumps(cases))])
+
+
+def test_checkpoints_move_between_layouts(tmp_path: Path) -> None:
+    """4 ranks of ZeRO-3, 2 of ZeRO-1, a pipeline of ZeRO-3, one rank: the losses are those of a run in one piece."""
+    common = {"micro_batches": 2, "drop_path": 0.0, "ema_decay": 0.9}
+    legs: list[tuple[int, Case]] = [
+        (4, {"pipeline": 1, "data": 4, "stage": 3}),
+        (2, {"pipeline": 1, "data": 2, "stage": 1}),
+        (4, {"pipeline": 2, "data": 2, "stage": 3}),
+        (1, {"pipeline": 1, "data": 1, "stage": 0}),
+        (2, {"pipeline": 2, "data": 1, "stage": 2, "text": "first"}),
+        (2, {"pipeline": 2, "data": 1, "stage": 0, "chunks": 2, "schedule": "interleaved"}),
+    ]
+    losses: list[float] = []
+    for number, (ranks, case) in enumerate(legs, 1):
+        plan = {"case": case | common, "run": str(tmp_path), "until": 2 * number}
+        losses += run_ranks("tests.distributed.pipeline_worker:leg", ranks, plan, timeout=120)[0]
+    reference = {**common, "pipeline": 1, "steps": 2 * len(legs)}
+    expected, _, _ = plainly(json.dumps(reference))
+    assert losses == pytest.approx(expected, rel=1e-5)

@@ -11,7 +11,7 @@ from intern_trainer.callbacks.sinks import truncate_records
 from intern_trainer.checkpoint import CheckpointReader, Progress
 from intern_trainer.config.phases import Phases
 from intern_trainer.config.schema import Config
-from intern_trainer.data import TrainData
+from intern_trainer.data import Readable
 from intern_trainer.engine import Engine
 from intern_trainer.errors import ConfigError
 from intern_trainer.init_from import initialise
@@ -55,7 +55,7 @@ def is_finished(config: Config, folder: RunFolder, newest: Path | None, ranks: R
 
 
 def starting_point(
-    config: Config, newest: Path | None, engine: Engine, data: TrainData, ranks: Ranks, new_order: bool
+    config: Config, newest: Path | None, engine: Engine, data: Readable, ranks: Ranks, new_order: bool
 ) -> Progress:
     """Fill the engine: from `newest`, else from `init.from`, else leave the fresh weights; and say where the run
     stands. Collective.

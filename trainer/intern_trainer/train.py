@@ -26,7 +26,7 @@ from intern_trainer.config.load import DEFAULT_RECIPE
 from intern_trainer.config.phases import Phases
 from intern_trainer.config.pipeline import data_ranks
 from intern_trainer.config.schema import Benchmark, Config
-from intern_trainer.data import TrainData, build_train_data
+from intern_trainer.data import Readable, build_train_data, share
 from intern_trainer.engine import Engine, build_engine
 from intern_trainer.errors import ConfigError, ConfigErrors, EnvironmentFault, UserError
 from intern_trainer.evaluate.results import results_entry, results_table
@@ -40,6 +40,8 @@ from intern_trainer.observe.phases import durations, phase, show_seconds
 from intern_trainer.observe.places import place
 from intern_trainer.observe.start import describe_settings, describe_start
 from intern_trainer.optim import learning_rate
+from intern_trainer.parallel import make_grid
+from intern_trainer.place import place_model
 from intern_trainer.ranks import Ranks, init_ranks
 from intern_trainer.report import write_report
 from intern_trainer.resume import (
@@ -180,17 +182,19 @@ def _train(
     signals: StopSignals,
     watchdog: Watchdog,
 ) -> State:
-    task = build_task(config, ranks)
+    grid = make_grid(ranks, config.parallel.pipeline, config.parallel.chunks)
+    task = build_task(config, grid.data)
+    place, reader = place_model(config, task, grid)
     with phase("opening the data"):
-        data = build_train_data(config, ranks, task.views)
+        data = share(lambda: build_train_data(config, grid.data, task.views), grid.pipe, reader)
     try:
         with phase("building the model and the engine"):
-            engine = build_engine(config, ranks, task.build_model)
+            engine = build_engine(config, ranks, task.build_model, place)
         watchdog.know(engine.module)
         announce_slow_saves(engine, folder.path, ranks)
         progress = starting_point(config, newest, engine, data, ranks, new_order)
         ranks.on_main(lambda: describe_settings(folder, config, ranks))
-        plan = batch_plan(config, ranks.world_size, Phases(config).at(progress.step))
+        plan = batch_plan(config, grid.data.world_size, Phases(config).at(progress.step))
         sizes = {"forward_flops": count_flops(config, task), "samples_of_a_loss": plan.of_a_loss}
         facts = {**engine.facts, **sizes}
         name_decoder(folder, data.decoder, ranks)
@@ -236,7 +240,7 @@ def _state_at(
 
 
 def build_callbacks(
-    config: Config, folder: RunFolder, engine: Engine, data: TrainData, history: list[dict[str, Any]], ranks: Ranks
+    config: Config, folder: RunFolder, engine: Engine, data: Readable, history: list[dict[str, Any]], ranks: Ranks
 ) -> Callbacks:
     """Everything that watches the run, in the order in which it is called: a step is recorded, evaluated, then saved
     with its evaluation.
@@ -284,7 +288,7 @@ def evaluate_now(
     """
     weights = best_weights(config)
     with phase(f"evaluating {split}"), engine.weights(weights):
-        results = evaluate.run(engine, benchmark, config, state.ranks)
+        results = evaluate.run(engine, benchmark, config, engine.ranks)
     entry = results_entry(split, state.step, weights, results)
     state.ranks.on_main(lambda: folder.add_evaluation(entry))
     log.info(results_table(entry))
@@ -303,7 +307,7 @@ def finish(config: Config, folder: RunFolder, engine: Engine, state: State) -> N
     evaluate_now(config, folder, engine, state, "test", config.evaluate.test)
     if config.evaluate.test.retrieval:
         with phase("captioning test pictures"), engine.weights(best_weights(config)):
-            samples = sample_captions(engine, config.evaluate.test.retrieval[0], config, state.ranks)
+            samples = sample_captions(engine, config.evaluate.test.retrieval[0], config, engine.ranks)
         state.ranks.on_main(lambda: folder.write(folder.samples, samples))
     with phase("writing the report"):
         if state.ranks.is_main:

@@ -21,7 +21,7 @@ class Readable(Protocol):
     decoder: str
 
     def batches(self, step: int, left_out: Collection[int] = ()) -> Iterator[list[Batch]]: ...
-    def report(self) -> str: ...
+    def report(self) -> dict[str, Any]: ...
     def close(self) -> None: ...
 
 
@@ -67,7 +67,7 @@ class _Reader:
                 return
             yield made
 
-    def report(self) -> str:
+    def report(self) -> dict[str, Any]:
         return self._data.report()
 
     def close(self) -> None:
@@ -88,8 +88,8 @@ class _Listener:
                 return
             yield made
 
-    def report(self) -> str:
-        return "read on another stage"
+    def report(self) -> dict[str, Any]:
+        return {}
 
     def close(self) -> None:
         pass

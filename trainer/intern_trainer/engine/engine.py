@@ -23,6 +23,7 @@ from intern_trainer.errors import ConfigError, TrainingError
 from intern_trainer.observe.places import place
 from intern_trainer.parallel import Draws, Placement
 from intern_trainer.parallel.pipeline import Pipeline
+from intern_trainer.ranks import Ranks
 from intern_trainer.slices import Read, Slice
 
 
@@ -77,6 +78,11 @@ class Engine:
             ds_engine.clip_fp32_gradients = lambda: None  # `step` clips: it must know the norm before the update
             if ranks.world_size == 1:
                 ds_engine.enable_backward_allreduce = False  # it would copy all gradients together and back, for nobody
+
+    @property
+    def ranks(self) -> Ranks:
+        """The data-parallel ones: they hold the same part of the model, and share out the samples."""
+        return self._ranks
 
     @property
     def zero_optimizer(self) -> Any:

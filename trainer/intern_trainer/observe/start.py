@@ -10,6 +10,7 @@ from typing import Any
 from intern_trainer.config import ds
 from intern_trainer.config.load import write_config
 from intern_trainer.config.phases import Phases
+from intern_trainer.config.pipeline import data_ranks
 from intern_trainer.config.schema import Config
 from intern_trainer.errors import EnvironmentFault
 from intern_trainer.observe.versions import command_line, git_state, machine, versions
@@ -48,5 +49,5 @@ def describe_settings(folder: RunFolder, config: Config, ranks: Ranks) -> None:
     """Write config.yaml and ds_config.json; called on rank 0, once the run's checkpoint has been taken up: a start that
     is refused leaves the settings of the run that is there."""
     write_config(config, folder.config)
-    effective = json.dumps(ds.effective(config, ranks.world_size), indent=2)
+    effective = json.dumps(ds.effective(config, data_ranks(config, ranks.world_size)), indent=2)
     folder.ds_config.write_text(effective + "\n", encoding="utf-8")

@@ -99,8 +99,3 @@ def _before(action: Action, last: int) -> Action | None:
     if action.forward:
         return Action(True, action.piece - 1, action.micro) if action.piece else None
     return Action(False, action.piece + 1, action.micro) if action.piece < last else None
-
-
-def bubble(stages: int, chunks: int, micro_batches: int) -> float:
-    """Idle share of a step whose passes all last alike: (p - 1) / (m v + p - 1)."""
-    return (stages - 1) / (micro_batches * chunks + stages - 1)
