@@ -187,7 +187,8 @@ def test_parts_are_together_the_whole_and_run(kind):
         kept = links(part)[begin:end]
         prune(part, kept)
         state = part.state_dict()
-        assert {id(p) for p in part.parameters()} == {id(p) for link in kept for p in link.parameters()}
+        held = {id(t) for link in kept for t in (*link.parameters(), *link.buffers())}
+        assert {id(t) for t in (*part.parameters(), *part.buffers())} == held
         same(state, {name: whole.state_dict()[name] for name in state})
         names += state
         carry = run(kept, carry)
