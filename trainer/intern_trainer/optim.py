@@ -12,17 +12,25 @@ from intern_trainer.config.phases import Phases
 from intern_trainer.config.schema import Config
 
 
-def parameter_groups(model: nn.Module, config: Config) -> list[dict[str, Any]]:
+def exempt_from_decay(model: nn.Module) -> set[str]:
+    """Parameters that the model's `no_weight_decay()` names."""
+    named: Any = getattr(model, "no_weight_decay", set)
+    return set(named())
+
+
+def parameter_groups(model: nn.Module, config: Config, exempt: set[str] | None = None) -> list[dict[str, Any]]:
     """Trainable parameters in at most two groups, `decay` and `no_decay`, for a torch optimizer.
 
     No weight decay: parameters of fewer than two dimensions (norms, biases, logit scale) and those that the model's
     `no_weight_decay()` names (such as XCA's temperature and layer scale).
 
+    Args:
+        exempt: `exempt_from_decay` of the whole model, where this is a part of it.
+
     Returns:
         groups with the keys `name`, `params`, `names`, `weight_decay`; none is empty.
     """
-    named: Any = getattr(model, "no_weight_decay", set)
-    exempt: set[str] = set(named())
+    exempt = exempt_from_decay(model) if exempt is None else exempt
     decay: dict[str, Any] = {"name": "decay", "params": [], "names": [], "weight_decay": config.optim.weight_decay}
     no_decay: dict[str, Any] = {"name": "no_decay", "params": [], "names": [], "weight_decay": 0.0}
     for name, parameter in model.named_parameters():
@@ -55,11 +63,15 @@ def joined(parts: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
     whole: dict[str, dict[str, Any]] = {}
     for group in (group for part in parts for group in part):
         other = whole.get(group["name"])
-        whole[group["name"]] = group if other is None else {
-            **group,
-            **{key: other[key] + group[key] for key in ("tensors", "parameters")},
-            "kinds": sorted({*other["kinds"], *group["kinds"]}),
-        }
+        whole[group["name"]] = (
+            group
+            if other is None
+            else {
+                **group,
+                **{key: other[key] + group[key] for key in ("tensors", "parameters")},
+                "kinds": sorted({*other["kinds"], *group["kinds"]}),
+            }
+        )
     return list(whole.values())
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
+from intern_zoo.chain import finish
 from intern_zoo.metanet.norm import statistics_kept
 from torch import Tensor
 
@@ -37,12 +38,12 @@ def accumulate(
     """See `steps.accumulate`; every rank of the chain gets the means."""
     count, means = len(micro_batches), Means()
 
-    def step(piece: int, micro: int, received: Carry, finish: Finish) -> Carry | Tensor | None:
+    def step(piece: int, micro: int, received: Carry, end: Finish) -> Carry | Tensor | None:
         engine.micro_batch(micro)
         batch = micro_batches[micro].to(device)
         if piece < pipeline.last:
             return engine.piece(piece, task.inputs(batch), received)
-        return finish(micro, task.forward(_LastPiece(engine, piece, received), batch))
+        return end(micro, task.forward(_LastPiece(engine, piece, received), batch))
 
     def loss_of_one(micro: int, outputs: Outputs) -> Tensor:
         loss, metrics = task.loss(outputs)
@@ -51,11 +52,11 @@ def accumulate(
 
     if together == 1:
         with engine.gradients_of_a_step():
-            pipeline.train(count, partial(step, finish=loss_of_one), engine.back_from)
+            pipeline.train(count, partial(step, end=loss_of_one), engine.back_from)
         return _told(means, pipeline)
 
     parts: list[Outputs] = []
-    pipeline.infer(count, partial(step, finish=lambda _, outputs: parts.append(outputs)))
+    pipeline.infer(count, partial(step, end=lambda _, outputs: parts.append(outputs)))
     owed: list[Outputs] = []
     for first in range(0, len(parts), together):
         outputs = joined(parts[first : first + together], task.shared)
@@ -68,7 +69,7 @@ def accumulate(
         return surrogate(outputs, owed[micro]) * (together / count)
 
     with statistics_kept(), engine.gradients_of_a_step():  # they have seen these batches
-        pipeline.train(count, partial(step, finish=part_of_several), engine.back_from)
+        pipeline.train(count, partial(step, end=part_of_several), engine.back_from)
     return _told(means, pipeline)
 
 
@@ -80,7 +81,7 @@ class _LastPiece:
         self._engine, self._piece, self._received = engine, piece, received
 
     def __call__(self, **inputs: Tensor) -> Any:
-        return self.module.output(**self._engine.piece(self._piece, inputs, self._received))  # type: ignore[operator]
+        return finish(self._engine.piece(self._piece, inputs, self._received))
 
 
 def _told(means: Means, pipeline: Pipeline) -> dict[str, Tensor]:

@@ -8,4 +8,14 @@ from intern_trainer.data.shared import Readable, share
 from intern_trainer.data.train import TrainData, build_train_data
 from intern_trainer.data.views import PlainText, Views
 
-__all__ = ["EvalPairs", "PlainText", "Readable", "TrainData", "Views", "build_train_data", "image_folder", "pairs", "share"]
+__all__ = [
+    "EvalPairs",
+    "PlainText",
+    "Readable",
+    "TrainData",
+    "Views",
+    "build_train_data",
+    "image_folder",
+    "pairs",
+    "share",
+]

@@ -22,7 +22,7 @@ from intern_trainer.engine.runtime import load_deepspeed
 from intern_trainer.engine.transfer import shapes
 from intern_trainer.engine.upstream import StageUnit, compare_traces_within, count_every_stage
 from intern_trainer.errors import ConfigError, ConfigErrors, EnvironmentFault
-from intern_trainer.optim import describe_groups, joined, parameter_groups
+from intern_trainer.optim import describe_groups, exempt_from_decay, joined, parameter_groups
 from intern_trainer.parallel import Draws, Placement, alone, cut_out
 from intern_trainer.ranks import Ranks
 
@@ -60,7 +60,7 @@ def build_engine(config: Config, ranks: Ranks, build: Build, placement: Placemen
     seed_all(config.train.seed)
     deferred = Deferred() if stage == 3 or grid.stages > 1 else None
     model = build_model(build, ranks, deferred)
-    whole = shapes(model)
+    whole, exempt = shapes(model), exempt_from_decay(model)
     part = cut_out(model, place)
     parallel.apply(model, config, data)
     draws = Draws(model, config.train.seed, data.rank)
@@ -72,7 +72,7 @@ def build_engine(config: Config, ranks: Ranks, build: Build, placement: Placemen
         weights = shard(model, part, deferred, ds_config, dtype, data, mpu)
     else:
         weights = make_whole(model, part, deferred, data)
-    groups = parameter_groups(model, config)
+    groups = parameter_groups(model, config, exempt)
     _check_trains(groups, place)
     optimizer = build_optimizer(groups, config, ranks.device, offload=_offloads(ds_config))
     engine: Any
@@ -124,16 +124,15 @@ def _check_trains(groups: list[dict[str, Any]], place: Placement) -> None:
     idle = [stage for stage, found in enumerate(place.grid.pipe.gather(bool(groups))) if not found]
     if idle:
         raise ConfigError(
-            f"stage {idle[0]} of the pipeline holds no parameter that is trained" if place.grid.stages > 1
+            f"stage {idle[0]} of the pipeline holds no parameter that is trained"
+            if place.grid.stages > 1
             else "the model holds no parameter that is trained",
             "every rank has something to update",
             "a smaller model.freeze" + (", or parallel.cut with other pieces" if place.grid.stages > 1 else ""),
         )
 
 
-def _facts(
-    model: Any, config: Config, stage: int, groups: list[dict[str, Any]], place: Placement
-) -> dict[str, Any]:
+def _facts(model: Any, config: Config, stage: int, groups: list[dict[str, Any]], place: Placement) -> dict[str, Any]:
     """Of the whole model. Collective."""
     asked = ds.asked_stage(config)
     own = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in model.parameters()]

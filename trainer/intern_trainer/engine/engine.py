@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from intern_zoo.chain import Carry
+from intern_zoo.chain import Carry, finish
 from torch import Tensor, nn
 
 from intern_trainer.config.schema import Config
@@ -103,9 +103,7 @@ class Engine:
         return self._ds(**self._cast(tensors))
 
     @place("forward")
-    def piece(
-        self, number: int, inputs: Carry, received: Carry, towers: Sequence[str] = ("image", "text")
-    ) -> Carry:
+    def piece(self, number: int, inputs: Carry, received: Carry, towers: Sequence[str] = ("image", "text")) -> Carry:
         """One of this rank's pieces of a pipeline, on the model's inputs and what the piece before made of them; what
         the next piece needs and does not have among its own inputs. `towers`: those that have inputs.
         """
@@ -301,7 +299,7 @@ class Engine:
             return None
 
         pipeline.infer(1, forward)
-        return self.module.output(**pipeline.to_all(output))
+        return finish(pipeline.to_all(output))
 
     def _step_zero(self) -> StepResult:
         guards.collect_offloaded_gradients(self.zero_optimizer, self._stage)

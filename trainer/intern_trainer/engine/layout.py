@@ -203,9 +203,7 @@ def layout_of(ds_engine: Any, model: nn.Module, stage: int, ranks: Ranks) -> Lay
     return ShardedParameters(ds_engine, model) if stage == 3 else FlatPartitions(ds_engine, model, ranks)
 
 
-def gather(
-    layout_holders: Sequence[Tensor], pieces: Sequence[Piece], shape: tuple[int, ...], ranks: Ranks
-) -> Tensor:
+def gather(layout_holders: Sequence[Tensor], pieces: Sequence[Piece], shape: tuple[int, ...], ranks: Ranks) -> Tensor:
     """One full tensor out of the pieces that the ranks hold of it (this rank's are given). Collective; fp32, on
     their device.
 

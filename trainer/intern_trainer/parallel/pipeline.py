@@ -38,7 +38,9 @@ class Pipeline:
         """Those of this rank, in the model's order."""
         return list(range(self.grid.stage, self.last + 1, self.grid.stages))
 
-    def train(self, micro_batches: int, forward: Forward, backward: Callable[[Tensor], None] = torch.Tensor.backward) -> None:
+    def train(
+        self, micro_batches: int, forward: Forward, backward: Callable[[Tensor], None] = torch.Tensor.backward
+    ) -> None:
         """Forward and backward passes of a step. Collective in the chain.
 
         Args:
@@ -59,7 +61,11 @@ class Pipeline:
         facts = pipe.broadcast({name: (x.shape, x.dtype) for name, x in carry.items()}, self.grid.stages - 1)
         found: Carry = {}
         for name, (shape, dtype) in facts.items():
-            x = carry[name].detach().contiguous() if self.grid.is_last else torch.empty(shape, dtype=dtype, device=pipe.device)
+            x = (
+                carry[name].detach().contiguous()
+                if self.grid.is_last
+                else torch.empty(shape, dtype=dtype, device=pipe.device)
+            )
             dist.broadcast(x, pipe.of_run(self.grid.stages - 1), group=pipe.group)
             found[name] = x
         return found

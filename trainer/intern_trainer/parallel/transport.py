@@ -49,9 +49,7 @@ class Transport:
         carry: Carry = {}
         for name, (shape, kind, trained, channels_last) in json.loads(header.numpy().tobytes().rstrip(b"\0")).items():
             layout = torch.channels_last if channels_last else torch.contiguous_format
-            x = torch.empty(
-                shape, dtype=getattr(torch, kind), device=self._grid.world.device, memory_format=layout
-            )
+            x = torch.empty(shape, dtype=getattr(torch, kind), device=self._grid.world.device, memory_format=layout)
             dist.recv(_as_it_lies(x), peer, group)
             carry[name] = x.requires_grad_(trained and torch.is_grad_enabled())
         return carry

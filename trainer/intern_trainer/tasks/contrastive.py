@@ -95,5 +95,7 @@ class ContrastiveTask:
             bias = outputs["logit_bias"]
             loss, hits = siglip_loss(image_be, text_be, scale, bias, self.ranks, self.config.loss.block)
         else:
-            loss, hits = clip_loss(image_be, all_gather(text_be, self.ranks.group), scale, self.ranks, self.config.loss.block)
+            loss, hits = clip_loss(
+                image_be, all_gather(text_be, self.ranks.group), scale, self.ranks, self.config.loss.block
+            )
         return loss, {"batch_accuracy": hits / len(image_be), **metrics}

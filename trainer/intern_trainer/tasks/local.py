@@ -75,7 +75,11 @@ class LocalTask(ContrastiveTask):
         """The weighted sum of the contrastive loss and, mean over levels, the three terms of the local one."""
         weights = self.config.local
         contrastive, metrics = super().loss(outputs)
-        levels = [vicreg(tensor, self.ranks.world_size, self.ranks.group) for name, tensor in outputs.items() if name.startswith(POINTS)]
+        levels = [
+            vicreg(tensor, self.ranks.world_size, self.ranks.group)
+            for name, tensor in outputs.items()
+            if name.startswith(POINTS)
+        ]
         terms = {name: torch.stack([level[name] for level in levels]).mean() for name in levels[0]}
         local = torch.stack([getattr(weights, name) * term for name, term in terms.items()]).sum()
         return weights.contrastive * contrastive + local, {

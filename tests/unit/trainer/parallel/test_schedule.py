@@ -34,7 +34,9 @@ def test_both_ends_of_a_link_have_one_order(kind: str, stages: int, chunks: int,
         neighbour = (stage + 1) % stages
         sent = [a for a in by_rank[stage] if a.forward and a.piece < last]
         got = [a for a in by_rank[neighbour] if a.forward and a.piece]
-        assert [(a.piece + 1, a.micro) for a in sent] == [(a.piece, a.micro) for a in got if a.piece % stages == neighbour]
+        assert [(a.piece + 1, a.micro) for a in sent] == [
+            (a.piece, a.micro) for a in got if a.piece % stages == neighbour
+        ]
         back = [a for a in by_rank[neighbour] if not a.forward and a.piece]
         home = [a for a in by_rank[stage] if not a.forward and a.piece < last]
         assert [(a.piece - 1, a.micro) for a in back] == [(a.piece, a.micro) for a in home]
