@@ -243,7 +243,8 @@ class DeclipJoin(Join):
 
     def forward(self, carry: Carry) -> Carry:
         if MASKED not in carry:
-            return super().forward(carry | {"image_features": F.normalize(carry["image_features"], dim=-1)})
+            images = {name: F.normalize(carry[name], dim=-1) for name in FEATURES[:1] if name in carry}
+            return super().forward(carry | images)
         scale = self.scores()["logit_scale"]
         return joined(self.heads, carry["image_features"], carry["text_features"], carry[MASKED], scale)._asdict()
 

@@ -1,4 +1,4 @@
-"""What the ranks of the pipeline's tests do. Many cases in one process group, because start-up costs more than a case."""
+"""What the ranks of the pipeline's tests do. Many cases in one process group: start-up costs more than a case."""
 
 from __future__ import annotations
 

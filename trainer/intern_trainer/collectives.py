@@ -42,8 +42,8 @@ def log_sum_exp(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
 
 
 def pass_on(*tensors: Tensor, group: dist.ProcessGroup | None = None) -> Callable[[], list[Tensor]]:
-    """Send `tensors` to the next rank of the ring of the group's ranks while something else is computed. The tensors must not
-    change until the function that is returned has waited; it gives those of the rank before. No gradients.
+    """Send `tensors` to the next rank of the ring of the group's ranks while something else is computed. The tensors
+    must not change until the function that is returned has waited; it gives those of the rank before. No gradients.
     """
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     after, before = (_of_run((rank + step) % size, group) for step in (1, -1))

@@ -30,7 +30,7 @@ class PlainEngine:
         torch.manual_seed(0)
         self.module = nn.Linear(2, 1)
         self.accumulation, self.rates, self.modes = 1, [], []
-        self.forwards = 0
+        self.forwards, self.pipeline = 0, None
 
     def __call__(self, x: Tensor) -> Tensor:
         self.forwards += 1
@@ -39,8 +39,11 @@ class PlainEngine:
     def train(self) -> None:
         self.modes.append("train")
 
-    def accumulate(self, micro_batches: int) -> None:
+    def accumulate(self, micro_batches: int, step: int = 0) -> None:
         self.accumulation = micro_batches
+
+    def micro_batch(self, number: int) -> None:
+        pass
 
     def backward(self, loss: Tensor) -> None:
         (loss / self.accumulation).backward()

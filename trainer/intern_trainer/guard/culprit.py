@@ -1,7 +1,8 @@
 """Which module made the first number that is not finite: the bad step once more, with a look at every tensor.
 
 Both functions run the step's micro-batches again on all ranks, under the random draws of the first time (which are
-functions of step and micro-batch), and leave running statistics alone. They cost a host sync a tensor, so only a step that is bad gets them.
+functions of step and micro-batch), and leave running statistics alone. They cost a host sync a tensor, so only a step
+that is bad gets them.
 """
 
 from __future__ import annotations

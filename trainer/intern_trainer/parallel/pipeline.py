@@ -1,4 +1,4 @@
-"""One rank's part of a step of the pipeline: passes in the order of the schedule, tensors to and from its neighbours."""
+"""One rank's part of a pipeline's step: passes in the order of the schedule, tensors to and from its neighbours."""
 
 from __future__ import annotations
 

@@ -48,9 +48,9 @@ class Task(Protocol):
     def forward(self, model: Forward, batch: Batch) -> Outputs:
         """What the loss needs of a micro-batch.
 
-        Calls `model` exactly once, on `inputs`, with the same modules on every rank, because ZeRO-3 gathers parameters module by
-        module on all ranks together. May be called twice with the same batch: it changes nothing but the model's own
-        buffers.
+        Calls `model` exactly once, on `inputs`, with the same modules on every rank, because ZeRO-3 gathers parameters
+        module by module on all ranks together. May be called twice with the same batch: it changes nothing but the
+        model's own buffers.
         """
         ...
 

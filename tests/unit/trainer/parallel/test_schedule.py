@@ -1,4 +1,4 @@
-"""Orders of a pipeline's passes: complete, free of dead-lock, in one order on both ends of a link, with the known bubble."""
+"""Orders of a pipeline's passes: complete, no dead-lock, one order on both ends of a link, the known bubble."""
 
 from __future__ import annotations
 
