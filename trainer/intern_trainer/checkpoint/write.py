@@ -82,7 +82,8 @@ class Draft:
         self.final = layout.step_dir(run_dir, progress.step)
         self.folder = layout.sibling(self.final, "tmp")
         self.needed = 0
-        self.progress = deepcopy(progress)
+        fixed = progress.data_fingerprint  # of a million shards, perhaps; nobody changes it
+        self.progress = deepcopy(progress, {id(fixed): fixed})
         self._ranks, self._cfg = ranks, cfg
         self._rng, self._scalars = rng_state(ranks.device), deepcopy(engine.scalars())
         self.needed = sum(self.agreed(lambda: state_bytes(engine)))
