@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -42,18 +43,26 @@ class LiveRun:
     """One start of the run in `folder`.
 
     Args:
-        stage: of ZeRO.
+        stage: of ZeRO. background: of checkpoints, see `checkpoint.background`.
         steps: to train in all. The learning rate does not depend on it, so a run without end can be finished later.
     """
 
     def __init__(
-        self, folder: Path, launcher: str, steps: int = FOREVER, ranks: int = 2, stage: int = 1, every: int = 5
+        self,
+        folder: Path,
+        launcher: str,
+        steps: int = FOREVER,
+        ranks: int = 2,
+        stage: int = 1,
+        every: int = 5,
+        background: str = "auto",
     ) -> None:
         self.folder, self.launcher = folder, launcher
         self.mark = uuid.uuid4().hex
         ds_config = folder.parent / f"zero{stage}.json"
         ds_config.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
-        settings = [f"run.dir={folder}", f"train.steps={steps}", f"checkpoint.every={every}", *TINY]
+        saves = [f"checkpoint.every={every}", f"checkpoint.background={background}"]
+        settings = [f"run.dir={folder}", f"train.steps={steps}", *saves, *TINY]
         command = [
             sys.executable,
             *LAUNCHERS[launcher](ranks),
@@ -127,7 +136,7 @@ def _as_from_a_terminal() -> None:
 
 
 @contextmanager
-def live_run(folder: Path, launcher: str, **options: int) -> Iterator[LiveRun]:
+def live_run(folder: Path, launcher: str, **options: Any) -> Iterator[LiveRun]:
     """A start that leaves no process behind, whatever becomes of the test."""
     run = LiveRun(folder, launcher, **options)
     try:
@@ -157,7 +166,7 @@ def saved_steps(folder: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").glob("step-*"))
 
 
-def finish(folder: Path, launcher: str, steps: int, **options: int) -> dict[int, float]:
+def finish(folder: Path, launcher: str, steps: int, **options: Any) -> dict[int, float]:
     """Let a run go on to `steps`; its losses."""
     with live_run(folder, launcher, steps=steps, **options) as run:
         assert run.wait_until_gone() == 0, run.output()

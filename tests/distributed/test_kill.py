@@ -5,19 +5,20 @@ from __future__ import annotations
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.distributed.live_runs import finish, live_run, losses, saved_steps
 
 
-def die_inside_a_save(folder: Path, launcher: str, **options: int) -> None:
-    """Kill all when the folder of an unfinished checkpoint appears; again where the save was faster than the kill."""
+def die_inside_a_save(folder: Path, launcher: str, **options: Any) -> None:
+    """Kill all when a file of an unfinished checkpoint appears; again where the save was faster than the kill."""
     if list((folder / "checkpoints").glob(".tmp-step-*")):
         return  # the kill before this one did already
     for _ in range(5):
         with live_run(folder, launcher, **options) as run:
-            run.wait_for(".tmp-step-*")
+            run.wait_for(".tmp-step-*/rank-*")
             run.kill()
         if list((folder / "checkpoints").glob(".tmp-step-*")):
             return
@@ -25,7 +26,7 @@ def die_inside_a_save(folder: Path, launcher: str, **options: int) -> None:
     pytest.fail("no kill fell inside a save")
 
 
-def interrupted_and_not(tmp_path: Path, launcher: str, after: int, **options: int) -> None:
+def interrupted_and_not(tmp_path: Path, launcher: str, after: int, **options: Any) -> None:
     folder = tmp_path / "run"
     with live_run(folder, launcher, **options) as run:
         run.wait_for_step(after)
@@ -40,7 +41,8 @@ def interrupted_and_not(tmp_path: Path, launcher: str, after: int, **options: in
 
 
 def test_killed_at_a_step_and_inside_a_save(tmp_path: Path) -> None:
-    interrupted_and_not(tmp_path, "torchrun", after=random.Random(0).randint(6, 14), stage=2)
+    after = random.Random(0).randint(6, 14)
+    interrupted_and_not(tmp_path, "torchrun", after, stage=2, background="always")
 
 
 @pytest.mark.slow
@@ -50,5 +52,5 @@ def test_killed_under_each_stage(tmp_path: Path, stage: int) -> None:
 
 
 @pytest.mark.slow
-def test_killed_in_one_process(tmp_path: Path) -> None:
-    interrupted_and_not(tmp_path, "python", after=7, stage=0, ranks=1)
+def test_killed_in_one_process_that_waits_for_its_saves(tmp_path: Path) -> None:
+    interrupted_and_not(tmp_path, "python", after=7, stage=0, ranks=1, background="never")

@@ -19,6 +19,7 @@ def test_any_stage_and_number_of_ranks_goes_on_from_any_other(tmp_path: Path) ->
     written = {int(stage): result for stage, result in two["written"].items()}
     for stage, result in written.items():
         assert result["weights"] == result["live"], stage  # the reader's weights are the engine's, to the bit
+        assert not result["complete_before"], stage  # it was written while training went on
     for (wrote, _), result in zip(same, two["read"], strict=False):
         assert result == {
             "step": 3,

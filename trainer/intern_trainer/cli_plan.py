@@ -40,6 +40,7 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         "--mtbf", type=float, metavar="HOURS", help="mean time between failures of one device; default 50000"
     )
     verb.add_argument("--disk", type=float, metavar="GB/S", help="of a checkpoint, from one node; default 2")
+    verb.add_argument("--host", type=float, metavar="GB", help="memory of a node itself; default 2000")
     verb.add_argument("--save-seconds", type=float, metavar="S", help="that a save takes, if it was measured")
     verb.add_argument("--efficiency", type=float, metavar="X", help="of the roofline's speed; default 0.75")
     verb.add_argument("--json", action="store_true", help="print JSON")
@@ -63,6 +64,7 @@ def run(chosen: argparse.Namespace) -> int:
     assumed = {
         "mtbf_hours": chosen.mtbf,
         "disk": chosen.disk and chosen.disk * 1e9,
+        "host": chosen.host and chosen.host * 1e9,
         "efficiency": chosen.efficiency,
     }
     given = {name: value for name, value in assumed.items() if value is not None}
@@ -125,7 +127,7 @@ class _AsTrained:
 
 
 def _wrong(chosen: argparse.Namespace) -> list[ConfigError]:
-    positive = ("gpus", "gpus_per_node", "samples", "mtbf", "disk", "save_seconds", "efficiency")
+    positive = ("gpus", "gpus_per_node", "samples", "mtbf", "disk", "host", "save_seconds", "efficiency")
     wrong = [
         ConfigError(f"--{name.replace('_', '-')} {getattr(chosen, name):g}", "it is a positive number", "give another")
         for name in positive

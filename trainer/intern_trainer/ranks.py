@@ -58,6 +58,14 @@ class Ranks:
         dist.all_gather_object(values, value, group=self.group)
         return values
 
+    def all(self, holds: bool) -> bool:
+        """Whether something holds on every rank. One number on the host: it waits for no accelerator."""
+        if self.world_size == 1:
+            return holds
+        flag = torch.tensor([holds], dtype=torch.int32)
+        dist.all_reduce(flag, op=dist.ReduceOp.MIN, group=self.group)
+        return bool(flag)
+
     def barrier(self) -> None:
         if self.world_size > 1:
             dist.barrier(group=self.group)

@@ -18,7 +18,7 @@ What a request reaches, by launcher (tried with torch 2.14 and DeepSpeed 0.19):
 
 While the ranks still wait for each other at the start, any of the signals ends the process at once.
 
-What cannot be delivered: SIGKILL to a rank; a step plus a save that lasts longer than the launcher waits
+What cannot be delivered: SIGKILL to a rank; a step plus its saves that last longer than the launcher waits
 (`checkpoint.announce_slow_saves` warns of it at the start); a request while a rank waits for a peer that has died,
 which ends at the process group's timeout. The last checkpoint is then what there is.
 """

@@ -191,7 +191,7 @@ def _train(
         with phase("building the model and the engine"):
             engine = build_engine(config, ranks, task.build_model, place)
         watchdog.know(engine.module)
-        announce_slow_saves(engine, folder.path, ranks)
+        announce_slow_saves(engine, folder.path, ranks, saves=1 if config.checkpoint.background == "never" else 2)
         progress = starting_point(config, newest, engine, data, ranks, new_order)
         ranks.on_main(lambda: describe_settings(folder, config, ranks))
         plan = batch_plan(config, grid.data.world_size, Phases(config).at(progress.step))
@@ -255,20 +255,17 @@ def build_callbacks(
         scores.append({"step": state.step, **results})
         return results
 
-    def save(state: State) -> Path:
-        progress = checkpoint.Progress(
+    def progress(state: State) -> checkpoint.Progress:
+        return checkpoint.Progress(
             state.step, state.samples, state.seconds, state.metrics.get("loss", 0.0), state.grad_norm,
             data.fingerprint, scores, tokenizer_digest(config.model.text), state.left_out, state.bad_steps,
             state.loss_statistics,
         )  # fmt: skip
-        path = checkpoint.save(engine, progress, folder.path, ranks, config)
-        keep = config.checkpoint
-        checkpoint.retain(path, keep.keep_last, keep.keep_best, progress.scores(keep.best_metric), ranks)
-        return path
 
     records = Records(sinks(config, folder, ranks), device_peak(ranks.device, config.train.precision))
     profilers = [Profiler(config.log.profile, folder.profile)] if config.log.profile else []
-    return Callbacks([records, *profilers, Evaluation(validate), Checkpoints(save)])
+    checkpoints = Checkpoints(checkpoint.Saver(engine, folder.path, ranks, config), progress)
+    return Callbacks([records, *profilers, Evaluation(validate), checkpoints])
 
 
 def sinks(config: Config, folder: RunFolder, ranks: Ranks) -> list[Sink]:

@@ -27,24 +27,27 @@ TOO_SMALL_TO_ASK = 256 << 20
 
 
 def announce_slow_saves(
-    engine: HasState, run_dir: Path, ranks: Ranks, limit: float = LAUNCHERS_PATIENCE
+    engine: HasState, run_dir: Path, ranks: Ranks, saves: int = 1, limit: float = LAUNCHERS_PATIENCE
 ) -> float | None:
     """Estimate the seconds that a save takes, and warn if launchers do not wait that long. Collective, at the start.
 
     All ranks write a small file at once, through the code that writes checkpoints. None where the state is too small
     to matter.
+
+    Args:
+        saves: that a run which is told to stop may have to write: with one in the background, two.
     """
     sizes = agreed(ranks, lambda: state_bytes(engine), lambda error: in_words(error, run_dir, 0))
     if max(sizes) < TOO_SMALL_TO_ASK:
         return None
     speeds = agreed(ranks, lambda: write_speed(run_dir), lambda error: in_words(error, run_dir, PROBE_BYTES))
     seconds = max(size / speed for size, speed in zip(sizes, speeds, strict=True))
-    if seconds > limit and ranks.is_main:
+    if saves * seconds > limit and ranks.is_main:
         log.warning(
-            "a save will take about %.0f s (%s at %s/s), longer than the %.0f s that DeepSpeed's launcher, and "
-            "torchrun without --shutdown-timeout, leave a run that is told to stop: send the signal to a rank instead, "
-            "or raise torchrun's --shutdown-timeout",
-            seconds, in_bytes(sum(sizes)), in_bytes(sum(speeds)), limit,
+            "a save will take about %.0f s (%s at %s/s), and a stop waits for up to %d, longer than the %.0f s that "
+            "DeepSpeed's launcher, and torchrun without --shutdown-timeout, leave a run that is told to stop: send the "
+            "signal to a rank instead, or raise torchrun's --shutdown-timeout",
+            seconds, in_bytes(sum(sizes)), in_bytes(sum(speeds)), saves, limit,
         )  # fmt: skip
     return seconds
 

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from intern_trainer.checkpoint import layout, verify
@@ -16,7 +16,18 @@ from intern_trainer.ranks import Ranks
 log = logging.getLogger(__name__)
 
 
-def retain(current: Path, keep_last: int, keep_best: int, scores: Mapping[int, float], ranks: Ranks) -> list[Path]:
+def clear(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def retain(
+    current: Path,
+    keep_last: int,
+    keep_best: int,
+    scores: Mapping[int, float],
+    ranks: Ranks,
+    clear: Callable[[Path], object] = clear,
+) -> list[Path]:
     """Delete checkpoints beyond the last `keep_last` and the best `keep_best`; what it deleted (rank 0; no collective).
 
     Only whole checkpoints up to `current` count and only they are deleted: a damaged one, or one of a later step that
@@ -25,6 +36,7 @@ def retain(current: Path, keep_last: int, keep_best: int, scores: Mapping[int, f
     Args:
         current: the checkpoint that was just completed; it always stays.
         scores: step -> result that is better when larger, such as `progress.scores(cfg.checkpoint.best_metric)`.
+        clear: frees the room of what is no checkpoint any more, which may last; now or later.
     """
     if not ranks.is_main:
         return []
@@ -38,7 +50,7 @@ def retain(current: Path, keep_last: int, keep_best: int, scores: Mapping[int, f
     ]
     removed = [path for path in good if path not in good[-max(keep_last, 1) :] and path not in best]
     for path in removed:
-        _remove(path)
+        _remove(path, clear)
     return removed
 
 
@@ -53,10 +65,10 @@ def forget_after(run_dir: Path, step: int, ranks: Ranks) -> None:
     ranks.on_main(forget)
 
 
-def _remove(path: Path) -> None:
+def _remove(path: Path, clear: Callable[[Path], object] = clear) -> None:
     aside = layout.sibling(path, "gone")
     os.rename(path, aside)  # so that a half-deleted folder is never taken for a checkpoint
-    shutil.rmtree(aside, ignore_errors=True)
+    clear(aside)
     log.info("removed %s", path)
 
 

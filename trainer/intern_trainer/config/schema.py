@@ -274,6 +274,9 @@ class Checkpoint(Section):
     keep_best: Annotated[int, Field(ge=0)] = 1
     best_metric: str = "retrieval/image_to_text_R@5"
     """Evaluation result, larger is better, by which `keep_best` checkpoints are chosen."""
+    background: Literal["auto", "always", "never"] = "auto"
+    """Whether training goes on while a checkpoint is written, from a copy of the state in host memory. `auto`: where
+    that copy leaves a tenth of the memory of each machine free. The last save of a run is always waited for."""
 
 
 class ZeroShot(Section):

@@ -10,6 +10,7 @@ from intern_trainer.plan.fit import Fits, advice, best, fits
 from intern_trainer.plan.goodput import daly, goodput, young
 from intern_trainer.plan.hardware import Cluster, find_device
 from intern_trainer.plan.model import Weights
+from intern_trainer.plan.saves import Saves, saves_of
 from intern_trainer.plan.settings import settings_of
 
 __all__ = ["Cluster", "Failures", "Plan", "Stage", "find_device", "plan"]
@@ -29,7 +30,8 @@ class Stage:
 @dataclass(frozen=True)
 class Failures:
     """Seconds. Attributes:
-    between: mean time between failures of the run. save, restart: what each costs. measured: whether `save` is.
+    between: mean time between failures of the run. save, restart: what each costs; after a failure the steps are done
+        again that were made while the newest save was still being written.
     young, interval: best computing time between saves, by Young and by Daly. steps: the latter in steps.
     goodput: share of the time that is not lost, at that interval.
     """
@@ -37,7 +39,6 @@ class Failures:
     between: float
     save: float
     restart: float
-    measured: bool
     young: float
     interval: float
     steps: int
@@ -57,6 +58,7 @@ class Plan:
     paces: list[tuple[int, float, Estimate]]
     flops: dict[int, int]
     samples: float
+    saves: Saves
     failures: Failures
     fits: Fits
     recommendation: str
@@ -104,14 +106,15 @@ def plan(
     ]
     widest = max(range(len(paces)), key=lambda i: paces[i][2].memory.peak)
     span, estimate = estimator.spans[widest], paces[widest][2]
-    failures = _failures(estimator.weights, estimate, cluster, save_seconds)
+    saves = saves_of(config, estimator.weights, estimate, cluster, save_seconds)
+    failures = _failures(saves, estimate, cluster)
     samples = float(samples or whole)
     chosen = best(estimator, span, settings, cluster)
     changed = [(side, share, chosen if i == widest else e) for i, (side, share, e) in enumerate(paces)]
     days = _days(samples, [(side, share, e) for side, share, e in changed if e is not None], failures)
     return Plan(
         config, cluster, [Stage("model", range(cluster.devices), estimator.weights, estimate)], paces,
-        estimator.flops, samples, failures, fits(estimator, span, settings, recompute, cluster),
+        estimator.flops, samples, saves, failures, fits(estimator, span, settings, recompute, cluster),
         advice(chosen, days, samples, cluster),
     )  # fmt: skip
 
@@ -121,15 +124,12 @@ def _days(samples: float, paces: list[tuple[int, float, Estimate]], failures: Fa
     return seconds / failures.goodput / 86400
 
 
-def _failures(weights: Weights, estimate: Estimate, cluster: Cluster, save_seconds: float | None) -> Failures:
-    between = cluster.mtbf_hours * 3600 / cluster.devices
-    moments = 4 * (1 + estimate.settings.moments + estimate.settings.average)
-    state = moments * weights.trained + estimate.settings.weight * sum(weights.frozen) + weights.buffer_bytes
-    moving = state / (cluster.disk * cluster.nodes)
-    save = moving if save_seconds is None else save_seconds
-    restart = cluster.restart_seconds + moving
-    interval = daly(save, between)
+def _failures(saves: Saves, estimate: Estimate, cluster: Cluster) -> Failures:
+    between, save = cluster.mtbf_hours * 3600 / cluster.devices, saves.waits
+    unwritten = saves.seconds if saves.in_background else 0.0
+    restart = cluster.restart_seconds + saves.state / (cluster.disk * cluster.nodes) + unwritten
+    interval = max(daly(save, between), unwritten)  # one save at a time
     return Failures(
-        between, save, restart, save_seconds is not None, young(save, between), interval,
+        between, save, restart, young(save, between), interval,
         max(1, round(interval / estimate.pace.step)), goodput(interval, save, restart, between),
     )  # fmt: skip

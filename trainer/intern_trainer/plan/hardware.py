@@ -22,6 +22,9 @@ LINK_CEILING = 0.75
 """Of a link's line rate, what NCCL's large collectives move over it: 340 of NVLink's 450 GB/s, 300 of 400 GB/s of eight
 NICs."""
 
+PINNED_COPY = 20e9
+"""Bytes a second from a device to pinned host memory: PCIe 4 x16, 32 GB/s by its line rate. Not measured."""
+
 PLAIN_CORE = 50e9
 """FLOP/s of one CPU core in fp32 products: 16 lanes at about 3 GHz, where products reach their peak. An order of
 magnitude, to compare recipes with."""
@@ -92,6 +95,7 @@ class Cluster:
         overlap: share of the computation during which communication may hide behind it.
         mtbf_hours: mean time between failures of one device, its share of the node included.
         disk: bytes a second that one node writes (and reads) of a checkpoint.
+        host: bytes of a node's own memory (DGX H100's data sheet: 2 TB).
         restart_seconds: from a failure to the first step, reading the checkpoint aside.
         reserve: share of the memory that is left free: fragmentation, and what is not foreseen.
     """
@@ -103,6 +107,7 @@ class Cluster:
     overlap: float = 0.8
     mtbf_hours: float = 50_000.0
     disk: float = 2e9
+    host: float = 2e12
     restart_seconds: float = 300.0
     reserve: float = 0.07
 
@@ -114,6 +119,20 @@ class Cluster:
     def budget(self) -> float:
         """Bytes a plan may fill on a device."""
         return self.device.memory * (1 - self.reserve)
+
+    @property
+    def ranks_of_a_node(self) -> int:
+        return self.devices if self.device.cores else min(self.per_node, self.devices)
+
+    @property
+    def node_memory(self) -> float:
+        """Bytes of host memory; that of CPU devices, which all are of this machine, is what they compute in."""
+        return self.device.memory * self.devices if self.device.cores else self.host
+
+    @property
+    def to_host(self) -> float:
+        """Bytes a second that a rank copies to host memory."""
+        return self.device.bandwidth / 2 if self.device.cores else PINNED_COPY
 
     def bandwidth(self, ranks: int) -> float:
         """Bytes a second on the wire of each rank in a collective of `ranks` neighbours: over nodes a ring uses all

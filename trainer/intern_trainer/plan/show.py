@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from intern_trainer.observe.memory import show_bytes
 from intern_trainer.observe.phases import show_seconds
 from intern_trainer.plan import Plan, Stage
 from intern_trainer.plan.estimate import Estimate
@@ -32,6 +33,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "phases": [{"image_size": side, "share": share, **_pace(e)} for side, share, e in plan.paces],
         "samples": plan.samples,
         "days": plan.days,
+        "saves": dict(vars(plan.saves)),
         "failures": dict(vars(failures)),
         "fits": dict(vars(plan.fits)),
         "recommendation": plan.recommendation,
@@ -137,13 +139,17 @@ def _speed(plan: Plan) -> Table:
 
 
 def _lines(plan: Plan) -> list[str]:
-    failures, fits = plan.failures, plan.fits
-    measured = "measured" if failures.measured else "from its bytes"
+    saves, failures, fits = plan.saves, plan.failures, plan.fits
+    measured = "measured" if saves.measured else "from its bytes"
+    how = "are written in the background" if saves.in_background else "hold up training while they are written"
     micro = f"largest micro-batch that fits: {fits.largest_micro or 'none'}"
     return [
         f"{plan.days:.3g} days for {plan.samples:,.0f} samples, failures included",
-        f"a failure every {show_seconds(failures.between)}; a save takes {show_seconds(failures.save)} ({measured}): "
-        f"best every {failures.steps:,} steps ({show_seconds(failures.interval)}; Young {show_seconds(failures.young)})"
+        f"checkpoints ({show_bytes(saves.state)}) {how}: a copy takes {show_bytes(saves.snapshot)} of host memory for "
+        f"each rank, a node has {show_bytes(saves.host_free)} of {show_bytes(saves.host_total)} free; writing takes "
+        f"{show_seconds(saves.seconds)} ({measured}), training waits {show_seconds(saves.waits)}",
+        f"a failure every {show_seconds(failures.between)}: best save "
+        f"every {failures.steps:,} steps ({show_seconds(failures.interval)}; Young {show_seconds(failures.young)})"
         f", goodput {failures.goodput:.2%}",
         f"{micro}; fewest devices that hold the recipe: {fits.smallest or 'none'}",
         f"assumed: {plan.cluster.efficiency:.0%} of the roofline, communication hidden behind up to "

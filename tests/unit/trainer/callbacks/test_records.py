@@ -10,6 +10,7 @@ from intern_trainer.callbacks.profile import Profiler
 from intern_trainer.callbacks.progress import ProgressLine, progress_text
 from intern_trainer.callbacks.records import Records
 from intern_trainer.callbacks.sinks import JsonLines, TensorBoard, WeightsAndBiases, read_records, truncate_records
+from intern_trainer.checkpoint import Progress
 from intern_trainer.config.schema import Profile, Wandb
 from intern_trainer.loop import run_steps
 from intern_trainer.state import State
@@ -143,19 +144,22 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path: Path, caplog: pytest.L
 
 def test_checkpoints_are_due_every_so_often_at_the_end_and_when_asked_to_stop(tmp_path: Path) -> None:
     state = make_state(tmp_path, 7, checkpoint={"every": 3})
-    saved: list[int] = []
+    saved: list[tuple[int, bool]] = []
 
-    def save(state: State) -> Path:
-        saved.append(state.step)
-        return tmp_path / str(state.step)
+    class AtOnce:
+        poll = staticmethod(lambda: None)
 
-    checkpoints = Checkpoints(save)
+        def save(self, progress: Progress, wait: bool) -> Path:
+            saved.append((progress.step, wait))
+            return tmp_path / str(progress.step)
+
+    checkpoints = Checkpoints(AtOnce(), lambda state: Progress(state.step))  # type: ignore[arg-type]
     checkpoints.on_start(state)
     for _ in range(7):
         state.step += 1
         state.stop_reason = "SIGTERM" if state.step == 5 else None
         checkpoints.on_step(state)
-    assert saved == [3, 5, 6, 7]
+    assert saved == [(3, False), (5, True), (6, False), (7, True)]
     assert state.checkpoint == tmp_path / "7"
 
 

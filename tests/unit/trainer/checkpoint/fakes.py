@@ -104,6 +104,9 @@ class ThreadRanks(Ranks):
     def broadcast(self, value: Any, source: int = 0) -> Any:
         return self.gather(value)[source]
 
+    def all(self, holds: bool) -> bool:
+        return all(self.gather(holds))
+
     def barrier(self) -> None:
         self.wait()
 

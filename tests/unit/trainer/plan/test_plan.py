@@ -75,7 +75,7 @@ def test_the_command_prints_json_and_draws(capsys: pytest.CaptureFixture[str], t
     found: dict[str, Any] = json.loads(out)
     assert found["parameters"]["total"] == 7_416_349
     assert found["samples"] == 13e9
-    assert found["failures"]["measured"] is True
+    assert found["saves"]["measured"] is True
     (stage,) = found["stages"]
     assert stage["recompute"] == "full"
     memory = stage["memory"]
