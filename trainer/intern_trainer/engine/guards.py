@@ -47,18 +47,19 @@ class SameModules:
     """All ranks must run the same modules in a step.
 
     Where they do not, ZeRO-1 and 2 add gradients of different parameters to each other, in silence (ZeRO-3 stops by
-    itself). A sum over the numbers of the modules that this rank ran is compared over ranks before the update.
+    itself). A sum over the numbers of the modules that this rank ran is compared over ranks before the update. A
+    compiled block counts as one.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._sum = 0
         for name, module in model.named_modules():
-            if any(True for _ in module.parameters(recurse=False)):
+            if any(True for _ in module.parameters(recurse=False)) or "forward" in module.__dict__:
                 module.register_forward_pre_hook(self._hook(zlib.crc32(name.encode())))
 
     def _hook(self, number: int) -> Any:
         def count(module: nn.Module, inputs: Any) -> None:
-            if torch.is_grad_enabled():
+            if torch.is_grad_enabled() and not torch.compiler.is_compiling():
                 self._sum += number
 
         return count
