@@ -32,6 +32,8 @@ def compile_blocks(model: nn.Module, mode: Compile, device: torch.device, backen
     if backend == "inductor":
         _check_compiler(device)
     blocks = [block for _, block in blocks_of(model)]
+    for norm in (module for block in blocks for module in block.modules() if getattr(module, "reduce_stats", None)):
+        norm.reduce_stats = torch.compiler.disable(norm.reduce_stats)  # ranks wait for each other in plain code alone
     # one version of each class's code for each shape, in the first pass and in one that keeps statistics
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(blocks))
     compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
