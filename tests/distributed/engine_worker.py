@@ -57,8 +57,12 @@ def debug_config(case: dict[str, Any], world_size: int, global_batch: int = 8) -
         "embed_dim": 32,
         "text": {"width": 32, "layers": 2, "heads": 2, "context_length": 16},
     }
-    optim = config.optim.model_copy(update={"lr": 1e-4})
-    return config.model_copy(update={"model": Model.model_validate(model), "optim": optim})
+    changed = {
+        "model": Model.model_validate(model),
+        "optim": config.optim.model_copy(update={"lr": 1e-4}),
+        "parallel": config.parallel.model_copy(update={"recompute": case.get("recompute", "none")}),
+    }
+    return config.model_copy(update=changed)
 
 
 def build_debug(config: Any, ranks: Ranks) -> torch.nn.Module:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from intern_trainer.blocks import blocks_of
 from intern_trainer.config.checks import batch_plan
 from intern_trainer.plan import states
 from intern_trainer.plan.model import Weights, weigh
@@ -13,6 +14,7 @@ from intern_trainer.plan.settings import settings_of
 from intern_trainer.plan.traffic import traffic
 from intern_trainer.ranks import Ranks
 from intern_trainer.tasks.contrastive import ContrastiveTask
+from intern_zoo.metanet.norm import BatchNorm
 
 from tests.distributed.engine_worker import debug_config
 from tests.distributed.spawn import run_ranks
@@ -27,6 +29,7 @@ CASES: list[dict[str, Any]] = [
     {"stage": 2, "precision": "fp32", "accumulation": 1, "zero": BUCKETS},
     {"stage": 2, "precision": "bf16", "accumulation": 2, "zero": BUCKETS},
     {"stage": 3, "precision": "fp32", "accumulation": 1, "zero": SMALL},
+    {"stage": 3, "precision": "fp32", "accumulation": 2, "zero": SMALL, "recompute": "full"},
     {"stage": 3, "precision": "bf16", "accumulation": 2, "zero": SHORT},
 ]
 
@@ -55,6 +58,13 @@ def weights_of(config: Any) -> Weights:
         return weigh(ContrastiveTask(config, Ranks(0, 1, 0, torch.device("cpu"))).build_model(), config)
 
 
+def norms_of_blocks(config: Any) -> list[int]:
+    with torch.device("meta"):
+        model = ContrastiveTask(config, Ranks(0, 1, 0, torch.device("cpu"))).build_model()
+    inside = [module for _, block in blocks_of(model) for module in block.modules()]
+    return [module.num_features for module in inside if isinstance(module, BatchNorm)]
+
+
 def compare_states(case: dict[str, Any], ranks: int, held: dict[str, int]) -> None:
     config = debug_config(case, ranks)
     weights, settings = weights_of(config), settings_of(config)
@@ -69,7 +79,8 @@ def compare_states(case: dict[str, Any], ranks: int, held: dict[str, int]) -> No
 def compare_traffic(case: dict[str, Any], ranks: int, sent: dict[str, int]) -> None:
     config = debug_config(case, ranks)
     planned: dict[str, int] = {}
-    for collective in traffic(config, weights_of(config), settings_of(config), batch_plan(config, ranks)):
+    weights, again = weights_of(config), norms_of_blocks(config) if case.get("recompute") else []
+    for collective in traffic(config, weights, settings_of(config), batch_plan(config, ranks), again):
         kind = ("our " if collective.what.startswith(OURS) else "") + collective.kind
         planned[kind] = planned.get(kind, 0) + collective.payload
     large = {kind: size for kind, size in sent.items() if size > 100}  # smaller are norms and flags

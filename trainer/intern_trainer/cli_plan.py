@@ -34,7 +34,7 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--gpus", type=int, default=1, metavar="N", help="devices, one a rank (default 1)")
     verb.add_argument("--gpu", default="H100", metavar="NAME", help="H100, H200, A100, L40S, B200 or cpu")
     verb.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="default 8")
-    verb.add_argument("--recompute", choices=("none", "selective", "full"), default="none", help="default none")
+    verb.add_argument("--recompute", choices=("none", "selective", "full"), help="default: parallel.recompute")
     verb.add_argument("--samples", type=float, metavar="N", help="such as 13e9; default: those of the recipe")
     verb.add_argument(
         "--mtbf", type=float, metavar="HOURS", help="mean time between failures of one device; default 50000"
@@ -82,11 +82,14 @@ def run(chosen: argparse.Namespace) -> int:
 def plan_recipe(
     config: Config,
     cluster: Cluster,
-    recompute: str = "none",
+    recompute: str | None = None,
     samples: float | None = None,
     save_seconds: float | None = None,
 ) -> Plan:
     """`plan` of the task that the configuration names, once all rules for so many ranks hold.
+
+    Args:
+        recompute: in place of the recipe's.
 
     Raises:
         ConfigErrors: which do not.
@@ -108,22 +111,23 @@ def plan_recipe(
     text = config.model.text.model_copy(update={"pack": False})
     whole = config.model_copy(update={"model": config.model.model_copy(update={"text": text})})
     task = build_task(whole, Ranks(0, cluster.devices, 0, torch.device("cpu")))
-    return plan(whole, _AsTrained(whole, task), cluster, recompute, samples, save_seconds)
+    recompute = recompute or config.parallel.recompute
+    return plan(whole, _AsTrained(task), cluster, recompute, samples, save_seconds)
 
 
 class _AsTrained:
-    """A task whose model is what the engine would take, but for the sums over ranks."""
+    """A task whose model is what the engine would take, but for the sums over ranks, and every operation as it is:
+    what recompute frees is worked out from them."""
 
-    def __init__(self, config: Config, task: Task) -> None:
-        self._config, self._task, self.views = config, task, task.views
+    def __init__(self, task: Task) -> None:
+        self._task, self.views = task, task.views
 
     def build_model(self) -> nn.Module:
-        import torch
-
         from intern_trainer import parallel
-        from intern_trainer.ranks import Ranks
 
-        return parallel.apply(self._task.build_model(), self._config, Ranks(0, 1, 0, torch.device("cpu")))
+        model = self._task.build_model()
+        parallel.sync_batch_norm(model, share=False)
+        return model
 
 
 def _wrong(chosen: argparse.Namespace) -> list[ConfigError]:

@@ -39,7 +39,6 @@ def accumulate(
     count, means = len(micro_batches), Means()
 
     def step(piece: int, micro: int, received: Carry, end: Finish) -> Carry | Tensor | None:
-        engine.micro_batch(micro)
         batch = micro_batches[micro].to(device)
         if piece < pipeline.last:
             return engine.piece(piece, task.inputs(batch), received)
@@ -52,11 +51,11 @@ def accumulate(
 
     if together == 1:
         with engine.gradients_of_a_step():
-            pipeline.train(count, partial(step, end=loss_of_one), engine.back_from)
+            pipeline.train(count, partial(step, end=loss_of_one), engine.back_from, engine.micro_batch)
         return _told(means, pipeline)
 
     parts: list[Outputs] = []
-    pipeline.infer(count, partial(step, end=lambda _, outputs: parts.append(outputs)))
+    pipeline.infer(count, partial(step, end=lambda _, outputs: parts.append(outputs)), engine.micro_batch)
     owed: list[Outputs] = []
     for first in range(0, len(parts), together):
         outputs = joined(parts[first : first + together], task.shared)
@@ -69,7 +68,7 @@ def accumulate(
         return surrogate(outputs, owed[micro]) * (together / count)
 
     with statistics_kept(), engine.gradients_of_a_step():  # they have seen these batches
-        pipeline.train(count, partial(step, end=part_of_several), engine.back_from)
+        pipeline.train(count, partial(step, end=part_of_several), engine.back_from, engine.micro_batch)
     return _told(means, pipeline)
 
 

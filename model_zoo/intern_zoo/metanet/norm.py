@@ -11,13 +11,22 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-_running = threading.local()  # backward passes, and so recomputation, may run in a thread of their own
+
+class _Running(threading.local):
+    """Backward passes, and so recomputation, may run in a thread of their own. The flag is there from the beginning:
+    torch.compile makes another version of a block where it has only just come into being."""
+
+    def __init__(self) -> None:
+        self.kept = False
+
+
+_running = _Running()
 
 
 @contextmanager
 def statistics_kept() -> Iterator[None]:
     """Leave running statistics as they are inside: a block that is computed again must not count its batch twice."""
-    before = getattr(_running, "kept", False)
+    before = _running.kept
     _running.kept = True
     try:
         yield
@@ -71,7 +80,7 @@ class BatchNorm(nn.BatchNorm2d):
 
     def forward(self, x_bchw: torch.Tensor) -> torch.Tensor:
         own_statistics = self.training and not self.frozen
-        updated = own_statistics and not getattr(_running, "kept", False)
+        updated = own_statistics and not _running.kept
         if updated:
             self.num_batches_tracked.add_(1)
         weight_c, bias_c = _at_least_fp32(self.weight), _at_least_fp32(self.bias)

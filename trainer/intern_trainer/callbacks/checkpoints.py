@@ -40,8 +40,8 @@ class Checkpoints(Callback):
         state.checkpoint = completed or state.checkpoint
 
     def on_stop(self, state: State) -> None:
-        """Completes the save under way, unless this rank failed alone: its peers would not come to agree on it. One that
-        a rollback leaves behind is dropped: completed, it might take the place of the checkpoint to go back to.
+        """Completes the save under way, unless this rank failed alone: its peers would not come to agree on it. One
+        that a rollback leaves behind is dropped: completed, it might take the place of the checkpoint to go back to.
         """
         error = sys.exception()
         try:

@@ -227,6 +227,12 @@ def _check_model(config: Config) -> Iterator[ConfigError]:
             "each attention head has width / heads channels",
             f"model.text.heads={_largest_divisor(text.width, text.heads)}",
         )
+    if text.pack and config.parallel.compile != "none":
+        yield ConfigError(
+            f"model.text.pack is true, and parallel.compile is {config.parallel.compile}",
+            "a compiled block is made for each shape, and packed captions have another length in every batch",
+            "model.text.pack=false, or parallel.compile=none",
+        )
     for key in ("crop_scale", "crop_ratio", "blur_sigma"):
         low, high = getattr(augment, key)
         if not 0 < low <= high:

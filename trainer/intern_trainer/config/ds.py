@@ -235,6 +235,12 @@ def _zero(zero: dict[str, Any], config: Config, world_size: int) -> Iterator[Con
             "LAMB scales the update of each weight tensor by its norm, and ZeRO updates pieces of flattened tensors",
             "ZeRO-0 in fp32, or another optimizer",
         )
+    if config.parallel.compile != "none" and stage == 3:
+        yield ConfigError(
+            f"parallel.compile is {config.parallel.compile} at ZeRO-3",
+            "DeepSpeed gathers each layer's weights in hooks that torch.compile does not enter: blocks fall to pieces",
+            "parallel.compile=none, or a ds_config with zero_optimization.stage 2",
+        )
     group = zero.get("zero_hpz_partition_size", 1)
     if group > 1 and world_size % group:
         yield ConfigError(

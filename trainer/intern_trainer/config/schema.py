@@ -265,6 +265,13 @@ class Parallel(Section):
     text: Literal["auto", "first", "last"] = "auto"
     """Where the text tower stands in a pipeline's chain: before the image tower or behind it; `auto`: what balances
     better."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Blocks that keep their input alone and are computed once more in the backward pass: memory for time, the same
+    numbers. `full`: all blocks of both towers. `selective`: those with depthwise convolutions and no attention (of
+    MetaNet the wide early ones), which free most memory for their time."""
+    compile: Literal["none", "block"] = "none"
+    """`block`: every block of both towers by torch.compile, each by itself, in training; needs a C++ compiler on CPU,
+    and takes minutes at the start. Not with ZeRO-3 and not with `model.text.pack`."""
 
 
 class Checkpoint(Section):

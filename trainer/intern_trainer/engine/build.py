@@ -61,8 +61,8 @@ def build_engine(config: Config, ranks: Ranks, build: Build, placement: Placemen
     deferred = Deferred() if stage == 3 or grid.stages > 1 else None
     model = build_model(build, ranks, deferred)
     whole, exempt = shapes(model), exempt_from_decay(model)
-    part = cut_out(model, place)
     parallel.apply(model, config, data)
+    part = cut_out(model, place)
     draws = Draws(model, config.train.seed, data.rank)
     seed_all(seed_of_rank(config, ranks.rank))
     mpu = StageUnit(grid) if grid.stages > 1 else None

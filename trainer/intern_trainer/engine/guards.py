@@ -51,7 +51,7 @@ class SameModules:
 
     Where they do not, ZeRO-1 and 2 add gradients of different parameters to each other, in silence (ZeRO-3 stops by
     itself, or waits for ever). A sum over the numbers of the modules that this rank ran is compared over ranks before
-    the update.
+    the update. A compiled block counts as one.
 
     Args:
         trace: remember the names in their order, compare that, and name the first difference.
@@ -61,12 +61,12 @@ class SameModules:
         self._sum = 0
         self._trace: list[str] | None = [] if trace else None
         for name, module in model.named_modules():
-            if any(True for _ in module.parameters(recurse=False)):
+            if any(True for _ in module.parameters(recurse=False)) or "forward" in module.__dict__:
                 module.register_forward_pre_hook(self._hook(name, zlib.crc32(name.encode())))
 
     def _hook(self, name: str, number: int) -> Any:
         def count(module: nn.Module, inputs: Any) -> None:
-            if torch.is_grad_enabled():
+            if torch.is_grad_enabled() and not torch.compiler.is_compiling():
                 self._sum += number
                 if self._trace is not None:
                     self._trace.append(name)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from torch import nn
 
 from intern_trainer.config.schema import Config
+from intern_trainer.parallel.compile import compile_blocks
 from intern_trainer.parallel.draws import Draws
 from intern_trainer.parallel.grid import Grid, make_grid
+from intern_trainer.parallel.recompute import recompute
 from intern_trainer.parallel.stage import Placement, alone, cut_out
 from intern_trainer.parallel.sync_batch_norm import sync_batch_norm
 from intern_trainer.ranks import Ranks
@@ -19,10 +21,16 @@ def apply(model: nn.Module, config: Config, ranks: Ranks) -> nn.Module:
         ranks: the data-parallel ones.
 
     Raises:
-        ConfigError: the model holds something that cannot be trained in parallel.
+        ConfigError: the model holds something that cannot be trained in parallel, or nothing to recompute.
+        EnvironmentFault: this machine cannot compile.
     """
     sync_batch_norm(model, ranks.group, share=config.parallel.sync_batch_norm and ranks.world_size > 1)
+    compile_blocks(model, config.parallel.compile, ranks.device)
+    recompute(model, config.parallel.recompute)
     return model
 
 
-__all__ = ["Draws", "Grid", "Placement", "alone", "apply", "cut_out", "make_grid", "sync_batch_norm"]
+__all__ = [
+    "Draws", "Grid", "Placement", "alone", "apply", "compile_blocks", "cut_out", "make_grid", "recompute",
+    "sync_batch_norm",
+]  # fmt: skip

@@ -39,21 +39,28 @@ class Pipeline:
         return list(range(self.grid.stage, self.last + 1, self.grid.stages))
 
     def train(
-        self, micro_batches: int, forward: Forward, backward: Callable[[Tensor], None] = torch.Tensor.backward
+        self,
+        micro_batches: int,
+        forward: Forward,
+        backward: Callable[[Tensor], None] = torch.Tensor.backward,
+        turn_to: Callable[[int], None] = lambda micro: None,
     ) -> None:
         """Forward and backward passes of a step. Collective in the chain.
 
         Args:
             backward: goes backward from the last piece's loss.
+            turn_to: called with the number of the micro-batch before each of its passes; a backward pass may compute
+                forward once more.
         """
         grid = self.grid
-        self._run(actions(self.schedule, grid.stages, self.chunks, grid.stage, micro_batches), forward, backward)
+        todo = actions(self.schedule, grid.stages, self.chunks, grid.stage, micro_batches)
+        self._run(todo, forward, backward, turn_to)
 
     @torch.no_grad()
-    def infer(self, micro_batches: int, forward: Forward) -> None:
+    def infer(self, micro_batches: int, forward: Forward, turn_to: Callable[[int], None] = lambda micro: None) -> None:
         """Forward passes alone."""
         grid = self.grid
-        self._run(forward_only(grid.stages, self.chunks, grid.stage, micro_batches), forward, None)
+        self._run(forward_only(grid.stages, self.chunks, grid.stage, micro_batches), forward, None, turn_to)
 
     def to_all(self, carry: Carry) -> Carry:
         """The last stage's tensors, on every rank of the chain."""
@@ -70,9 +77,16 @@ class Pipeline:
             found[name] = x
         return found
 
-    def _run(self, todo: Sequence[Action], forward: Forward, backward: Callable[[Tensor], None] | None) -> None:
+    def _run(
+        self,
+        todo: Sequence[Action],
+        forward: Forward,
+        backward: Callable[[Tensor], None] | None,
+        turn_to: Callable[[int], None],
+    ) -> None:
         held: dict[tuple[int, int], tuple[Carry, Carry | Tensor | None]] = {}
         for action in todo:
+            turn_to(action.micro)
             key = (action.piece, action.micro)
             if action.forward:
                 received = self._transport.receive(action.piece) if action.piece else {}

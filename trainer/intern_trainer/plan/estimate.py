@@ -4,7 +4,6 @@ a matter of arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +11,7 @@ import torch
 from intern_zoo.metanet.norm import BatchNorm
 from torch import Tensor, nn
 
+from intern_trainer.blocks import blocks_of
 from intern_trainer.config.checks import BatchPlan, batch_plan
 from intern_trainer.config.phases import Phases, Span
 from intern_trainer.config.schema import Config
@@ -83,7 +83,8 @@ class Estimator:
             together = max(1, batch.micro * batch.together // micro) if config.train.cached_micro_batches else 1
             batch = BatchPlan(micro, batch.per_rank // micro, batch.world_size, together)
         again = recomputed(cost, recompute)
-        collectives = traffic(config, self.weights, settings, batch)
+        norms = [width for unit in cost.units if unit.name in again for width in unit.norm_widths]
+        collectives = traffic(config, self.weights, settings, batch, norms)
         held = memory(
             self.weights,
             settings,
@@ -126,14 +127,6 @@ def _measure(config: Config, task: HasModel, side: int, shared_norms: bool) -> C
         pictures = torch.zeros(MEASURED * views.images, 3, side, side)
         return {"image": pictures, "text": torch.zeros(MEASURED * views.captions, length, dtype=torch.long)}
 
-    cost = measure(model, inputs, units_of(model), TYPES[config.train.precision])
+    cost = measure(model, inputs, blocks_of(model), TYPES[config.train.precision])
     cost.samples = MEASURED
     return cost
-
-
-def units_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The blocks of both towers by their names: those that `set_grad_checkpointing` computes again."""
-    names = {id(module): name for name, module in model.named_modules()}
-    units: Callable[[], list[nn.Module]] = getattr(model.image.trunk, "units", list)  # type: ignore[union-attr]
-    blocks = [*units(), *model.text.transformer.resblocks]  # type: ignore[union-attr, misc]
-    return [(names[id(block)], block) for block in blocks]

@@ -14,12 +14,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from intern_zoo.metanet.norm import BatchNorm
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+
+from intern_trainer.blocks import repeats_cheaply
 
 aten = torch.ops.aten
 
@@ -58,10 +61,13 @@ class Unit:
         saved: bytes kept for the backward pass, its input aside. given: bytes of its input.
         parameters: in it. forward, backward: operations of its passes; of a model that is measured in one piece, all of
             the backward pass is OUTSIDE's.
+        cheap: whether selective recompute takes it. norm_widths: channels of each batch norm in it.
     """
 
     name: str
     parameters: int = 0
+    cheap: bool = False
+    norm_widths: tuple[int, ...] = ()
     saved: int = 0
     given: int = 0
     forward: list[Operation] = field(default_factory=list)
@@ -140,9 +146,7 @@ class Meter(TorchDispatchMode):
     def __init__(self, model: nn.Module, units: Sequence[tuple[str, nn.Module]]) -> None:
         super().__init__()
         self._model, self._modules = model, list(units)
-        self.units = {OUTSIDE: Unit(OUTSIDE)} | {
-            name: Unit(name, sum(p.numel() for p in module.parameters())) for name, module in units
-        }
+        self.units = {OUTSIDE: Unit(OUTSIDE)} | {name: _unit_of(name, module) for name, module in units}
         self.units[OUTSIDE].parameters = sum(p.numel() for p in model.parameters()) - sum(
             unit.parameters for unit in self.units.values()
         )
@@ -235,6 +239,11 @@ class Meter(TorchDispatchMode):
 
     def _drop(self, key: int) -> None:
         self._now -= self._live.pop(key, 0)
+
+
+def _unit_of(name: str, module: nn.Module) -> Unit:
+    widths = tuple(m.num_features for m in module.modules() if isinstance(m, BatchNorm))
+    return Unit(name, sum(p.numel() for p in module.parameters()), repeats_cheaply(module), widths)
 
 
 def _own(model: nn.Module) -> list[Tensor]:

@@ -12,8 +12,6 @@ from intern_trainer.plan.settings import Settings
 from intern_trainer.plan.states import Bytes
 
 RECOMPUTE = ("none", "selective", "full")
-FLOPS_OF_A_BYTE = 266
-"""What a GPU does while it moves a byte: 798 TFLOP/s to 3.0 TB/s on an H100."""
 ON_HOST = {"fp32 masters", "moments", "average", "fp32 gradients"}
 """What goes to the host with the optimizer."""
 
@@ -51,17 +49,11 @@ class Activations:
 
 
 def recomputed(cost: Cost, mode: str) -> frozenset[str]:
-    """Units that are computed again. `selective`: those that keep more bytes for each byte that their forward pass
-    moves, and so for each second, than the units on average: the wide early ones.
-    """
+    """Units that are computed again: all, or those that `parallel.recompute: selective` takes."""
     units = [unit for unit in cost.units if unit.name != OUTSIDE]
-    if mode == "none" or not units:
+    if mode == "none":
         return frozenset()
-    if mode == "full":
-        return frozenset(unit.name for unit in units)
-    moved = {unit.name: sum(op.moved + op.flops / FLOPS_OF_A_BYTE for op in unit.forward) for unit in units}
-    average = sum(unit.saved - unit.given for unit in units) / sum(moved.values())
-    return frozenset(unit.name for unit in units if unit.saved - unit.given > average * moved[unit.name])
+    return frozenset(unit.name for unit in units if mode == "full" or unit.cheap)
 
 
 def activations(cost: Cost, again: Collection[str], samples: int) -> Activations:

@@ -7,7 +7,7 @@ reduce-scatter would.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from intern_trainer.config.checks import BatchPlan
@@ -49,11 +49,21 @@ class Collective:
         return self.wire / cluster.bandwidth(self.ranks) + self.calls * LATENCY
 
 
-def traffic(config: Config, weights: Weights, settings: Settings, batch: BatchPlan) -> list[Collective]:
-    """Of one step of the run's batch."""
+def traffic(
+    config: Config, weights: Weights, settings: Settings, batch: BatchPlan, recomputed_norms: Sequence[int] = ()
+) -> list[Collective]:
+    """Of one step of the run's batch.
+
+    Args:
+        recomputed_norms: channels of each batch norm in a block that is computed again.
+    """
     if batch.world_size == 1:
         return []
-    found = [*_state(weights, settings, batch), *_norms(config, weights, batch), *_loss(config, batch)]
+    found = [
+        *_state(weights, settings, batch),
+        *_norms(config, weights, batch, recomputed_norms),
+        *_loss(config, batch),
+    ]
     return [collective for collective in found if collective.payload]
 
 
@@ -77,12 +87,13 @@ def _state(weights: Weights, settings: Settings, batch: BatchPlan) -> Iterator[C
     yield Collective("all_gather", "small weights", settings.weight * states.persistent(weights, settings), n, False)
 
 
-def _norms(config: Config, weights: Weights, batch: BatchPlan) -> Iterator[Collective]:
-    """Sums, sums of squares and a count, forward; their gradients, backward."""
+def _norms(config: Config, weights: Weights, batch: BatchPlan, again: Sequence[int]) -> Iterator[Collective]:
+    """Sums, sums of squares and a count, forward, and once more where that is computed again; their gradients,
+    backward."""
     if config.parallel.sync_batch_norm and weights.norm_widths:
         passes = batch.accumulation * (3 if batch.together > 1 else 2)
-        payload = FP32 * sum(2 * width + 1 for width in weights.norm_widths) * passes
-        calls = len(weights.norm_widths) * passes
+        widths = [*weights.norm_widths * passes, *tuple(again) * batch.accumulation]
+        payload, calls = FP32 * sum(2 * width + 1 for width in widths), len(widths)
         yield Collective("all_reduce", "batch norms", payload, batch.world_size, overlaps=False, calls=calls)
 
 

@@ -93,6 +93,7 @@ WRONG = [
     (["train.lr=1"], "unknown key train.lr", "did you mean optim.lr?"),
     (["data.worker=3"], "unknown key data.worker", "did you mean data.workers?"),
     (["model.text.heads=7"], "model.text.width 512 over model.text.heads 7", "model.text.heads=4"),
+    (["model.text.pack=true", "parallel.compile=block"], "pack is true, and parallel.compile is block", "pack=false"),
     (["data.lanes=48"], "data.lanes 48 does not divide train.global_batch 64", "data.lanes=32"),
     (["optim.schedule.warmup_steps=50"], "warmup_steps 50 is more than train.steps 10", "warmup_steps=1"),
     (["loss.declip.queue=8"], "loss.declip is set, and loss.kind is clip", "loss.kind=declip"),

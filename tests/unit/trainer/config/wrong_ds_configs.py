@@ -313,4 +313,13 @@ DISAGREEING: list[tuple[dict[str, Any], dict[str, Any], tuple[str, str, str]]] =
             "ZeRO-0 in fp32, or another optimizer",
         ),
     ),
+    (
+        {"zero_optimization": {"stage": 3}},
+        {"parallel": {"compile": "block"}},
+        (
+            "parallel.compile is block at ZeRO-3",
+            "DeepSpeed gathers each layer's weights in hooks that torch.compile does not enter: blocks fall to pieces",
+            "parallel.compile=none, or a ds_config with zero_optimization.stage 2",
+        ),
+    ),
 ]

@@ -8,7 +8,7 @@ from typing import Any
 import intern_zoo
 import pytest
 import torch
-from intern_trainer.plan.estimate import units_of
+from intern_trainer.blocks import blocks_of
 from intern_trainer.plan.hardware import DEVICES, Cluster
 from intern_trainer.plan.measure import Cost, measure
 from intern_trainer.plan.memory import activations, recomputed
@@ -34,7 +34,7 @@ def inputs() -> dict[str, Tensor]:
 def measured() -> Cost:
     with torch.device("meta"):
         model = towers()
-    return measure(model, inputs, units_of(model), torch.float32)
+    return measure(model, inputs, blocks_of(model), torch.float32)
 
 
 def really_saved(model: nn.Module) -> int:
