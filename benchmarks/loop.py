@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -54,7 +54,7 @@ class InMemory:
             for number in range(batches)
         ]
 
-    def batches(self, step: int) -> Iterator[list[Batch]]:
+    def batches(self, step: int, left_out: Collection[int] = ()) -> Iterator[list[Batch]]:
         while True:
             yield [self.steps[step % len(self.steps)]]
             step += 1

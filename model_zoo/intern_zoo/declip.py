@@ -142,17 +142,31 @@ class DeclipTowers(TwoTower):
             return super().forward(image, text)
         image_2be = self.image(torch.cat([image, image2]))
         text_2be, tokens_2blw = self.text(torch.cat([text, text2]))
-        image_be, image2_be = F.normalize(image_2be, dim=-1).chunk(2)
-        text_be, text2_be = F.normalize(text_2be, dim=-1).chunk(2)
-        projected_2bd = self.heads.projector(image_2be)
-        tokens_nw = tokens_2blw[: len(text)][text_labels != NOTHING]
-        return DeclipOutput(
-            image_be,
-            image2_be,
-            text_be,
-            text2_be,
-            self.bounded_logit_scale(),
-            projected_2bd,
-            self.heads.predictor(projected_2bd),
-            self.heads.words(tokens_nw),
+        text_2be = F.normalize(text_2be, dim=-1)
+        return joined(
+            self.heads, image_2be, text_2be, masked_tokens(tokens_2blw, text_labels), self.bounded_logit_scale()
         )
+
+
+def masked_tokens(tokens_2blw: Tensor, labels_bl: Tensor) -> Tensor:
+    """Of the first texts' tokens those that are masked, [n, w]."""
+    return tokens_2blw[: len(labels_bl)][labels_bl != NOTHING]
+
+
+def joined(
+    heads: DeclipHeads, image_2be: Tensor, text_2be: Tensor, tokens_nw: Tensor, logit_scale: Tensor
+) -> DeclipOutput:
+    """What follows the towers. `text_2be` has unit norm, `image_2be` not yet."""
+    image_be, image2_be = F.normalize(image_2be, dim=-1).chunk(2)
+    text_be, text2_be = text_2be.chunk(2)
+    projected_2bd = heads.projector(image_2be)
+    return DeclipOutput(
+        image_be,
+        image2_be,
+        text_be,
+        text2_be,
+        logit_scale,
+        projected_2bd,
+        heads.predictor(projected_2bd),
+        heads.words(tokens_nw),
+    )

@@ -110,6 +110,12 @@ class TwoTower(nn.Module):
             None if self.logit_bias is None else self.logit_bias.clone(),  # outputs outlive a sharded parameter
         )
 
+    @staticmethod
+    def output(**fields: Tensor) -> TwoTowerOutput:
+        """`forward`'s result of its fields; those that are not given are None."""
+        absent = dict.fromkeys(("image_features", "text_features"))
+        return TwoTowerOutput(**{**absent, **fields})  # type: ignore[arg-type]
+
     def bounded_logit_scale(self) -> Tensor:
         """[1], the factor that dot products of features are multiplied by."""
         return bounded_scale(self.logit_scale, self.min_logit_scale, self.max_logit_scale)

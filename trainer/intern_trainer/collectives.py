@@ -41,17 +41,18 @@ def log_sum_exp(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     return top + all_reduce(torch.exp(x - top), group).log()
 
 
-def pass_on(*tensors: Tensor) -> Callable[[], list[Tensor]]:
-    """Send `tensors` to the next rank of the ring of all ranks while something else is computed. The tensors must not
+def pass_on(*tensors: Tensor, group: dist.ProcessGroup | None = None) -> Callable[[], list[Tensor]]:
+    """Send `tensors` to the next rank of the ring of the group's ranks while something else is computed. The tensors must not
     change until the function that is returned has waited; it gives those of the rank before. No gradients.
     """
-    rank, size = dist.get_rank(), dist.get_world_size()
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    after, before = (_of_run((rank + step) % size, group) for step in (1, -1))
     leaving = [tensor.contiguous() for tensor in tensors]
     arriving = [torch.empty_like(tensor) for tensor in leaving]
     operations = []
     for i, (sent, place) in enumerate(zip(leaving, arriving, strict=True)):
-        operations.append(dist.P2POp(dist.isend, sent, (rank + 1) % size, tag=i))
-        operations.append(dist.P2POp(dist.irecv, place, (rank - 1) % size, tag=i))
+        operations.append(dist.P2POp(dist.isend, sent, after, group, tag=i))
+        operations.append(dist.P2POp(dist.irecv, place, before, group, tag=i))
     works = dist.batch_isend_irecv(operations)
 
     def wait() -> list[Tensor]:
@@ -61,6 +62,10 @@ def pass_on(*tensors: Tensor) -> Callable[[], list[Tensor]]:
         return arriving
 
     return wait
+
+
+def _of_run(rank: int, group: dist.ProcessGroup | None) -> int:
+    return rank if group is None else dist.get_global_rank(group, rank)
 
 
 class _AllGather(torch.autograd.Function):

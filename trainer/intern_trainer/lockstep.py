@@ -15,6 +15,7 @@ from torch import Tensor
 
 from intern_trainer.batch import Batch
 from intern_trainer.errors import TrainingError, UserError
+from intern_trainer.observe.places import place
 from intern_trainer.ranks import Ranks
 
 
@@ -61,6 +62,7 @@ class Feed:
         self.error: Exception | None = None
         self._waited: HostClock | GpuClock | None = None
 
+    @place("data.next")
     def fetch(self) -> None:
         self._waited = self._clock()
         try:
@@ -83,12 +85,16 @@ class Feed:
 
 @dataclass(frozen=True)
 class Agreement:
-    """What all ranks know together: metrics averaged over ranks, and why to stop (None: go on)."""
+    """What all ranks know together: metrics averaged over ranks, why to stop (None: go on), and what is wrong with the
+    loss (None: it is finite).
+    """
 
     metrics: dict[str, float]
     stop_reason: str | None
+    bad_loss: str | None
 
 
+@place("agree")
 def agree(
     ranks: Ranks, metrics: Mapping[str, Tensor], ids: list[str], stop: str | None, error: Exception | None
 ) -> Agreement:
@@ -102,21 +108,19 @@ def agree(
         error: what went wrong with this rank's data.
 
     Raises:
-        TrainingError: the loss of some rank is not finite; names rank and samples, on all ranks.
         UserError: another rank's or this rank's `error`, on all ranks.
     """
     flags = torch.tensor([stop is not None, error is not None], dtype=torch.float64).to(ranks.device, non_blocking=True)
     sums = torch.cat([flags, *(m.detach().double().reshape(1) for m in metrics.values())])
     if ranks.world_size > 1:
-        dist.all_reduce(sums)
+        dist.all_reduce(sums, group=ranks.group)
     stops, errors, *totals = sums.tolist()
     means = {name: total / ranks.world_size for name, total in zip(metrics, totals, strict=True)}
     if errors:
         _raise_shared(ranks, error)
-    if not math.isfinite(means.get("loss", 0.0)):
-        _raise_not_finite(ranks, float(metrics["loss"]), ids)
+    bad = None if math.isfinite(means.get("loss", 0.0)) else _not_finite(ranks, float(metrics["loss"]), ids)
     reason = next((r for r in ranks.gather(stop) if r), None) if stops else None
-    return Agreement(means, reason)
+    return Agreement(means, reason, bad)
 
 
 def _raise_shared(ranks: Ranks, error: Exception | None) -> None:
@@ -134,14 +138,10 @@ def _raise_shared(ranks: Ranks, error: Exception | None) -> None:
             raise TrainingError(f"rank {rank} failed while reading data: {their_bug}")
 
 
-def _raise_not_finite(ranks: Ranks, loss: float, ids: list[str]) -> None:
+def _not_finite(ranks: Ranks, loss: float, ids: list[str]) -> str:
+    """The first rank whose loss is not finite, with its samples."""
     for rank, (theirs, their_ids) in enumerate(ranks.gather((loss, ids[:64]))):
         if not math.isfinite(theirs):
             shown = ", ".join(their_ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
-            raise TrainingError(
-                f"the loss of rank {rank} is {theirs}; its samples: {shown}",
-                "a step whose loss is not finite is neither applied nor saved",
-                "look at these samples; a smaller optim.lr, a longer optim.schedule.warmup_steps, "
-                "or train.precision=bf16 or fp32 may help. The same command goes on from the last checkpoint",
-            )
-    raise TrainingError("the mean loss over ranks is not finite although each rank's loss is", "losses stay finite")
+            return f"the loss of rank {rank} is {theirs}; its samples: {shown}"
+    return "the mean loss over ranks is not finite although each rank's loss is"

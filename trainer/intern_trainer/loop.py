@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Protocol
 
 from intern_trainer.batch import Batch, total
 from intern_trainer.callbacks import Callback
 from intern_trainer.config.phases import Phases
-from intern_trainer.errors import TrainingError
+from intern_trainer.guard.steps import StepGuard
 from intern_trainer.lockstep import Feed, agree
 from intern_trainer.state import State
 from intern_trainer.steps import accumulate
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Data(Protocol):
     """What the loop needs of the data."""
 
-    def batches(self, step: int) -> Iterator[list[Batch]]: ...
+    def batches(self, step: int, left_out: Collection[int] = ()) -> Iterator[list[Batch]]: ...
 
 
 def run_steps(
@@ -34,7 +34,8 @@ def run_steps(
     learning_rate: Callable[[int], float],
     stop_requested: Callable[[], str | None] = lambda: None,
 ) -> None:
-    """Train from `state.step` to `state.total_steps`, or to the step boundary after any rank asks to stop.
+    """Train from `state.step` to `state.total_steps`, or to the step boundary after any rank asks to stop, or until
+    `state.rollback` says where to go back to: the gradients of the step are then gone, the rest is the caller's.
 
     Args:
         callbacks: called at the same step on every rank.
@@ -42,10 +43,11 @@ def run_steps(
         stop_requested: why this rank wants to stop, such as a signal that it got; None: it does not.
 
     Raises:
-        TrainingError: a loss or gradient that is not finite, on all ranks.
+        TrainingError: a loss or gradient that is not finite, more often than `guard.bad_steps` allows, on all ranks.
         UserError: what the data raises on any rank, on all ranks.
     """
-    feed = Feed(data.batches(state.step), state.ranks.device)
+    feed = Feed(data.batches(state.step, state.left_out), state.ranks.device)
+    guard = StepGuard(task, engine, state)
     engine.train()
     callbacks.on_start(state)
     try:
@@ -54,7 +56,11 @@ def run_steps(
             agree(state.ranks, {}, [], None, feed.error)
         boundary = time.perf_counter()
         while state.step < state.total_steps and state.stop_reason is None:
-            _step(task, engine, feed, state, learning_rate(state.step), stop_requested)
+            while state.step in state.left_out:
+                state.step += 1
+            _step(task, engine, feed, state, learning_rate(state.step), stop_requested, guard)
+            if state.rollback is not None:
+                break
             state.seconds, boundary = state.seconds + time.perf_counter() - boundary, time.perf_counter()
             callbacks.on_step(state)
     finally:
@@ -62,31 +68,36 @@ def run_steps(
 
 
 def _step(
-    task: Task, engine: Engine, feed: Feed, state: State, lr: float, stop_requested: Callable[[], str | None]
+    task: Task,
+    engine: Engine,
+    feed: Feed,
+    state: State,
+    lr: float,
+    stop_requested: Callable[[], str | None],
+    guard: StepGuard,
 ) -> None:
     """One optimizer step; `state` tells of it afterwards."""
     started, ranks = time.perf_counter(), state.ranks
     micro_batches = feed.take()
-    engine.accumulate(len(micro_batches))
+    engine.accumulate(len(micro_batches), state.step)
     ids = [sample for batch in micro_batches for sample in batch.ids]
     state.stage_seconds = total(batch.seconds for batch in micro_batches)
+    guard.remember()
     means = accumulate(task, engine, micro_batches, state.config.train.cached_micro_batches or 1, ranks.device)
-    del micro_batches  # before the next ones are made
     if state.step + 1 < state.total_steps:
         feed.fetch()  # while the device works through the backward pass
     agreement = agree(ranks, means, ids, state.stop_reason or stop_requested(), feed.error)
-    result = engine.step(lr)
-    if not result.applied and state.config.train.precision != "fp16":
-        raise TrainingError(
-            f"the gradient norm of step {state.step + 1} is {result.grad_norm}",
-            "a step that is not finite is neither applied nor saved",
-            "a smaller optim.lr or a longer optim.schedule.warmup_steps; the "
-            "same command goes on from the last checkpoint",
-        )
+    counts = not guard.refuses_loss(agreement, micro_batches)
+    if counts:
+        result = engine.step(lr)
+        counts = not guard.refuses_gradients(result, micro_batches)
+        if result.applied:  # fp16 leaves out a step whose scaled gradients overflowed
+            state.grad_norm = result.grad_norm
+    if state.rollback is not None:
+        return
     state.samples += Phases(state.config).at(state.step).global_batch
     state.step += 1
-    state.metrics, state.stop_reason = agreement.metrics, agreement.stop_reason
-    state.lr, state.micro_ids = lr, ids
-    if result.applied:  # fp16 leaves out a step whose scaled gradients overflowed
-        state.grad_norm = result.grad_norm
+    if counts:
+        state.metrics = agreement.metrics
+    state.stop_reason, state.lr, state.micro_ids = agreement.stop_reason, lr, ids
     state.step_seconds, state.data_seconds = time.perf_counter() - started, feed.seconds

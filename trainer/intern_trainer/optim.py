@@ -50,6 +50,19 @@ def describe_groups(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def joined(parts: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The descriptions of parts of a model as those of the whole."""
+    whole: dict[str, dict[str, Any]] = {}
+    for group in (group for part in parts for group in part):
+        other = whole.get(group["name"])
+        whole[group["name"]] = group if other is None else {
+            **group,
+            **{key: other[key] + group[key] for key in ("tensors", "parameters")},
+            "kinds": sorted({*other["kinds"], *group["kinds"]}),
+        }
+    return list(whole.values())
+
+
 def learning_rate(step: int, config: Config) -> float:
     """Learning rate of optimizer step `step` (the first is 0): linear warm-up from `start_lr`, then a half cosine
     down to `min_lr`, or constant.

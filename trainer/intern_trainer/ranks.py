@@ -22,12 +22,17 @@ from intern_trainer.errors import EnvironmentFault
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all processes of the run."""
+    """This process among all processes of the run, or among those of one group (see `parallel.grid`).
+
+    Attributes:
+        rank, world_size: among them. local_rank: on its machine. group: None for all processes.
+    """
 
     rank: int
     world_size: int
     local_rank: int
     device: torch.device
+    group: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
@@ -38,20 +43,24 @@ class Ranks:
         if self.world_size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=source)
+        dist.broadcast_object_list(box, src=self.of_run(source), group=self.group)
         return box[0]
+
+    def of_run(self, rank: int) -> int:
+        """The number among all processes of the run that `rank` of this group has."""
+        return rank if self.group is None else dist.get_global_rank(self.group, rank)
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all ranks, in rank order, on every rank."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.group)
         return values
 
     def barrier(self) -> None:
         if self.world_size > 1:
-            dist.barrier()
+            dist.barrier(group=self.group)
 
     def on_main(self, action: Callable[[], Any]) -> Any:
         """Run `action` on rank 0 alone and give its result to all; if it raises, all ranks raise the same error, so

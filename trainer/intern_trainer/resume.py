@@ -18,6 +18,7 @@ from intern_trainer.init_from import initialise
 from intern_trainer.observe.phases import phase
 from intern_trainer.ranks import Ranks
 from intern_trainer.run_folder import RunFolder
+from intern_trainer.state import State
 from intern_trainer.text import check_tokenizer
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,20 @@ def starting_point(
         with phase(f"taking weights from {config.init.from_}"):
             initialise(engine, config, ranks)
     return Progress(step=0)
+
+
+def roll_back(config: Config, folder: RunFolder, state: State, engine: Engine, ranks: Ranks) -> Progress:
+    """Take up the checkpoint that `state.rollback` names, and save it anew with the steps that are left out from now
+    on, so that a resume leaves them out, too; later checkpoints go. Collective.
+    """
+    rollback = state.rollback
+    assert rollback is not None
+    with phase(f"going back to {rollback.checkpoint}"):
+        progress = checkpoint.load(engine, rollback.checkpoint, ranks)
+        progress.left_out = rollback.steps
+        checkpoint.save(engine, progress, folder.path, ranks, config)
+        checkpoint.forget_after(folder.path, progress.step, ranks)
+    return progress
 
 
 def name_decoder(folder: RunFolder, decoder: str, ranks: Ranks) -> None:

@@ -7,6 +7,7 @@ evaluation.json   results with split, step, weights, chance levels and counts
 probes.json       results of `intern-trainer probe`, with what they were made under
 samples.json      test pictures and their top captions            report.html      profile/
 tokenizer/        the text tower's tokenizer, where it is not CLIP's
+heartbeat/        where each rank is                              hangs/           stacks of all ranks, a folder a hang
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ class RunFolder:
         self.report = path / "report.html"
         self.profile = path / "profile"
         self.tokenizer = path / "tokenizer"
+        self.heartbeat = path / "heartbeat"
+        self.hangs = path / "hangs"
 
     @classmethod
     def existing(cls, path: Path) -> RunFolder:

@@ -10,6 +10,14 @@ from intern_trainer.config.schema import Config
 from intern_trainer.ranks import Ranks
 
 
+@dataclass(frozen=True)
+class Rollback:
+    """Go on from `checkpoint`, and leave out `steps` (numbers from 0)."""
+
+    checkpoint: Path
+    steps: list[int]
+
+
 @dataclass
 class State:
     """The run at a step boundary. The loop writes it, callbacks read it.
@@ -17,7 +25,8 @@ class State:
     Attributes:
         step: optimizer steps done since the run's very start (resumes included).
         samples: samples that the model has seen, all ranks together.
-        metrics: means over ranks of the last step: `loss` and what the task adds; finite Python floats.
+        metrics: means over ranks of the last step that was not left out: `loss` and what the task adds; finite Python
+            floats. Empty where there was none yet.
         lr: learning rate of the last step. grad_norm: global gradient norm before clipping, of the last step that was
             applied.
         step_seconds: wall time of the last step. data_seconds: the part of it that the device spent waiting for data.
@@ -28,6 +37,9 @@ class State:
         stop_reason: set by anyone who wants the run to end at the next boundary (all ranks agree before it is acted
             on).
         checkpoint: newest good checkpoint of this run, if any.
+        left_out: numbers (from 0) of steps that a rollback passes over. bad_steps: those left out one by one so far;
+            bad_in_a_row: of the last ones.
+        loss_statistics: running mean of the loss, see `guard.spikes`. rollback: set where the run is to go back.
     """
 
     config: Config
@@ -48,5 +60,10 @@ class State:
     evaluated_step: int = -1
     stop_reason: str | None = None
     checkpoint: Path | None = None
+    left_out: list[int] = field(default_factory=list)
+    bad_steps: int = 0
+    bad_in_a_row: int = 0
+    loss_statistics: dict[str, float] = field(default_factory=dict)
+    rollback: Rollback | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     """Things found out once at the start: parameter counts, FLOPs a sample, versions, ZeRO stage."""

@@ -31,16 +31,25 @@ from intern_trainer.engine import Engine, build_engine
 from intern_trainer.errors import ConfigError, ConfigErrors, EnvironmentFault, UserError
 from intern_trainer.evaluate.results import results_entry, results_table
 from intern_trainer.evaluate.samples import sample_captions
+from intern_trainer.guard.watchdog import Watchdog
 from intern_trainer.loop import run_steps
 from intern_trainer.observe.flops import count_flops
 from intern_trainer.observe.log import log_to_file, start_logging
 from intern_trainer.observe.mfu import device_peak
 from intern_trainer.observe.phases import durations, phase, show_seconds
+from intern_trainer.observe.places import place
 from intern_trainer.observe.start import describe_settings, describe_start
 from intern_trainer.optim import learning_rate
 from intern_trainer.ranks import Ranks, init_ranks
 from intern_trainer.report import write_report
-from intern_trainer.resume import find_checkpoint, forget_the_future, is_finished, name_decoder, starting_point
+from intern_trainer.resume import (
+    find_checkpoint,
+    forget_the_future,
+    is_finished,
+    name_decoder,
+    roll_back,
+    starting_point,
+)
 from intern_trainer.run_folder import RunFolder
 from intern_trainer.signals import StopSignals, outlive_readers
 from intern_trainer.state import State
@@ -88,7 +97,8 @@ def train(config: Config, run_dir: Path, new_order: bool = False) -> int:
         ranks.on_main(lambda: describe_start(folder, config, ranks))
         log_to_file(run_dir, ranks.rank)
         try:
-            state = _train_or_say_full(config, folder, newest, ranks, new_order, signals)
+            with Watchdog(config.guard, folder, ranks) as watchdog:
+                state = _train_or_say_full(config, folder, newest, ranks, new_order, signals, watchdog)
         except UserError as error:
             log.info("%s", error, extra={"file_only": True})
             if ranks.is_main:
@@ -140,11 +150,17 @@ def _unreadable(error: OSError) -> EnvironmentFault:
 
 
 def _train_or_say_full(
-    config: Config, folder: RunFolder, newest: Path | None, ranks: Ranks, new_order: bool, signals: StopSignals
+    config: Config,
+    folder: RunFolder,
+    newest: Path | None,
+    ranks: Ranks,
+    new_order: bool,
+    signals: StopSignals,
+    watchdog: Watchdog,
 ) -> State:
     """`_train`; records and results that find the disk full are an error in words, as checkpoints are by themselves."""
     try:
-        return _train(config, folder, newest, ranks, new_order, signals)
+        return _train(config, folder, newest, ranks, new_order, signals, watchdog)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -156,7 +172,13 @@ def _train_or_say_full(
 
 
 def _train(
-    config: Config, folder: RunFolder, newest: Path | None, ranks: Ranks, new_order: bool, signals: StopSignals
+    config: Config,
+    folder: RunFolder,
+    newest: Path | None,
+    ranks: Ranks,
+    new_order: bool,
+    signals: StopSignals,
+    watchdog: Watchdog,
 ) -> State:
     task = build_task(config, ranks)
     with phase("opening the data"):
@@ -164,27 +186,30 @@ def _train(
     try:
         with phase("building the model and the engine"):
             engine = build_engine(config, ranks, task.build_model)
+        watchdog.know(engine.module)
         announce_slow_saves(engine, folder.path, ranks)
         progress = starting_point(config, newest, engine, data, ranks, new_order)
         ranks.on_main(lambda: describe_settings(folder, config, ranks))
-        state = State(
-            config, folder.path, ranks, Phases(config).steps, progress.step, progress.samples, seconds=progress.seconds
-        )
-        plan = batch_plan(config, ranks.world_size, Phases(config).at(state.step))
+        plan = batch_plan(config, ranks.world_size, Phases(config).at(progress.step))
         sizes = {"forward_flops": count_flops(config, task), "samples_of_a_loss": plan.of_a_loss}
-        state.checkpoint, state.facts = newest, {**engine.facts, **sizes}
-        history = forget_the_future(folder, state.step, ranks)
+        facts = {**engine.facts, **sizes}
         name_decoder(folder, data.decoder, ranks)
         if ranks.is_main:
-            folder.update_run(status="running", facts=state.facts, error=None)
+            folder.update_run(status="running", facts=facts, error=None)
         log.info(
             "training steps %d to %d in %s; each loss is of %s samples: %d micro-batch(es) of %d on %d rank(s)",
-            state.step + 1, state.total_steps, folder.path,
+            progress.step + 1, Phases(config).steps, folder.path,
             f"{plan.of_a_loss:,}", plan.together, plan.micro, plan.world_size,
         )  # fmt: skip
-        callbacks = build_callbacks(config, folder, engine, data, history, ranks)
         rate = partial(learning_rate, config=config)
-        run_steps(task, engine, data, state, callbacks, rate, signals.requested)
+        while True:
+            state = _state_at(progress, config, folder, ranks, newest, facts)
+            history = forget_the_future(folder, state.step, ranks)
+            callbacks = Callbacks([watchdog, *build_callbacks(config, folder, engine, data, history, ranks).members])
+            run_steps(task, engine, data, state, callbacks, rate, signals.requested)
+            if state.rollback is None:
+                break
+            newest, progress = state.rollback.checkpoint, roll_back(config, folder, state, engine, ranks)
         log.info("trained %s in all; data: %s", show_seconds(state.seconds), data.report())
     finally:
         data.close()
@@ -197,6 +222,17 @@ def _train(
         finish(config, folder, engine, state)
     engine.close()
     return state
+
+
+def _state_at(
+    progress: checkpoint.Progress, config: Config, folder: RunFolder, ranks: Ranks, newest: Path | None, facts: dict
+) -> State:
+    """The run as it goes on from `newest`, or from the beginning."""
+    return State(
+        config, folder.path, ranks, Phases(config).steps, progress.step, progress.samples, seconds=progress.seconds,
+        checkpoint=newest, left_out=progress.left_out, bad_steps=progress.bad_steps,
+        loss_statistics=progress.loss_statistics, facts=facts,
+    )  # fmt: skip
 
 
 def build_callbacks(
@@ -217,8 +253,9 @@ def build_callbacks(
 
     def save(state: State) -> Path:
         progress = checkpoint.Progress(
-            state.step, state.samples, state.seconds, state.metrics["loss"], state.grad_norm, data.fingerprint, scores,
-            tokenizer_digest(config.model.text),
+            state.step, state.samples, state.seconds, state.metrics.get("loss", 0.0), state.grad_norm,
+            data.fingerprint, scores, tokenizer_digest(config.model.text), state.left_out, state.bad_steps,
+            state.loss_statistics,
         )  # fmt: skip
         path = checkpoint.save(engine, progress, folder.path, ranks, config)
         keep = config.checkpoint
@@ -238,6 +275,7 @@ def sinks(config: Config, folder: RunFolder, ranks: Ranks) -> list[Sink]:
     return [*places, WeightsAndBiases(config.log.wandb, folder.path)] if config.log.wandb else places
 
 
+@place("evaluate")
 def evaluate_now(
     config: Config, folder: RunFolder, engine: Engine, state: State, split: str, benchmark: Benchmark
 ) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,10 @@ class PlainEngine:
                 parameter.grad = None
         return StepResult(norm, math.isfinite(norm))
 
+    def discard(self) -> None:
+        for parameter in self.module.parameters():
+            parameter.grad = None
+
 
 class LineTask:
     name = "line"
@@ -76,8 +80,10 @@ class LineData:
         self.batch, self.accumulation, self.spoil = batch, accumulation, spoil
         self.asked: list[int] = []
 
-    def batches(self, step: int) -> Iterator[list[Batch]]:
+    def batches(self, step: int, left_out: Collection[int] = ()) -> Iterator[list[Batch]]:
         while True:
+            while step in left_out:
+                step += 1
             self.asked.append(step)
             micro_batches = []
             for part in range(self.accumulation):

@@ -116,6 +116,67 @@ def test_gradients_that_are_not_finite_stop_it_before_anything_is_saved(tmp_path
     assert watcher.moments == [("start", 0), ("stop", 0)]
 
 
+def test_bad_steps_are_left_out_and_counted_from_anew_after_a_good_one(tmp_path: Path) -> None:
+    def spoil(step: int, micro_batches: list[Any]) -> None:
+        if step in (1, 2, 4, 5):
+            micro_batches[0].tensors["y"][1] = float("inf")
+
+    watcher, state = Watcher(), make_state(tmp_path, 8, guard={"bad_steps": 2})
+    engine = go(state, watcher, LineData(spoil=spoil))
+    passed_over = make_state(tmp_path, 8)
+    passed_over.left_out = [1, 2, 4, 5]
+    same = go(passed_over, Watcher())
+    assert torch.equal(engine.module.weight, same.module.weight)
+    assert (state.step, state.bad_steps, state.bad_in_a_row) == (8, 4, 0)
+    assert [step for moment, step in watcher.moments if moment == "step"] == list(range(1, 9))
+    assert watcher.losses[1] == watcher.losses[2] == watcher.losses[0]
+
+
+@pytest.mark.parametrize(
+    ("sick", "told"),
+    [("y", "first in the input `y`, on rank 0: sample line/2-0-1"), ("weight", "first in the output of the model, on")],
+)
+def test_where_it_began_is_told(tmp_path: Path, sick: str, told: str) -> None:
+    engine = PlainEngine()
+
+    def spoil(step: int, micro_batches: list[Any]) -> None:
+        if step == 2 and sick == "y":
+            micro_batches[0].tensors["y"][1] = float("nan")
+
+    class Sickens(Callback):
+        def on_step(self, state: State) -> None:
+            if state.step == 2 and sick == "weight":
+                engine.module.weight.data.fill_(float("inf"))
+
+    with pytest.raises(TrainingError, match="the loss of rank 0 is") as caught:
+        run_steps(LineTask(), engine, LineData(spoil=spoil), make_state(tmp_path), Sickens(), lambda _: 0.1)
+    assert told in str(caught.value)
+    assert "goes on from the beginning" in str(caught.value)
+
+
+def test_steps_left_out_are_passed_over(tmp_path: Path) -> None:
+    watcher, state, data = Watcher(), make_state(tmp_path, 6), LineData()
+    state.left_out = [0, 2, 3]
+    engine = go(state, watcher, data)
+    assert data.asked == [1, 4, 5]
+    assert engine.rates == [0.1 / 2, 0.1 / 5, 0.1 / 6]
+    assert (state.step, state.samples) == (6, 3 * 4)
+
+
+def test_a_spike_without_a_checkpoint_to_go_back_to_is_left_out(tmp_path: Path) -> None:
+    def spoil(step: int, micro_batches: list[Any]) -> None:
+        if step == 30:
+            micro_batches[0].tensors["y"] += 100
+
+    watcher = Watcher()
+    state = make_state(tmp_path, 40, guard={"spike": {"deviations": 8, "back": 2}})
+    go(state, watcher, LineData(spoil=spoil))
+    assert state.bad_steps == 1
+    assert max(watcher.losses) < 100
+    assert state.rollback is None
+    assert state.step == 40
+
+
 def test_an_error_of_the_data_comes_out_as_it_is(tmp_path: Path) -> None:
     def spoil(step: int, micro_batches: list[Any]) -> None:
         if step == 1:

@@ -22,7 +22,7 @@ def end_with(number: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
         raise OSError(number, "reason", str(folder / "metrics.jsonl"))
 
     monkeypatch.setattr(train, "_train", fail)
-    train._train_or_say_full(Config(), RunFolder(folder), None, CPU, False, None)  # type: ignore[arg-type]
+    train._train_or_say_full(Config(), RunFolder(folder), None, CPU, False, None, None)  # type: ignore[arg-type]
 
 
 def test_a_full_disk_is_said_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

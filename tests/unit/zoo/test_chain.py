@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
-from intern_zoo.chain import links, prune
+from intern_zoo.chain import finish, links, prune
+from intern_zoo.declip import NOTHING, DeclipTowers
 from intern_zoo.errors import NoChainError
+from intern_zoo.local import LocalTowers
 from intern_zoo.metanet.norm import BatchNorm
 from intern_zoo.two_tower import TwoTower, create_two_tower
 
 END = 99
 TEXT = {"width": 32, "layers": 2, "heads": 2, "context_length": 12, "vocab_size": 100, "eos_id": END}
+DECLIP = partial(DeclipTowers, projector=24, predictor=8, queue=10)
+LOCAL = partial(LocalTowers, strides=[8, 32], width=8)
 MODELS = {
     "plain": {},
     "siglip": {"initial_logit_bias": -10.0},
@@ -21,6 +27,9 @@ MODELS = {
     "packed": {"text": TEXT | {"pack": True}},
     "frozen text": {},
     "half": {},
+    "declip": {"model": DECLIP},
+    "declip packed resnet": {"model": DECLIP, "image": "resnet18", "text": TEXT | {"pack": True}},
+    "local": {"model": LOCAL, "initial_logit_bias": -10.0},
 }
 
 
@@ -33,12 +42,27 @@ def build(kind="plain"):
     return model.bfloat16() if kind == "half" else model
 
 
-def inputs(model, batch=3):
+def inputs(model, views=None, batch=3):
+    """What the model is trained with, or one view."""
     generator = torch.Generator().manual_seed(1)
-    text = torch.randint(1, END, (batch, 12), generator=generator)
-    text[torch.arange(batch), torch.arange(batch) + 5] = END
-    image = torch.randn(batch, 3, 32, 32, generator=generator).to(model.logit_scale.dtype)
-    return {"image": image, "text": text}
+
+    def picture():
+        return torch.randn(batch, 3, 32, 32, generator=generator).to(model.logit_scale.dtype)
+
+    def caption():
+        text = torch.randint(1, END, (batch, 12), generator=generator)
+        text[torch.arange(batch), torch.arange(batch) + 5] = END
+        return text
+
+    first = {"image": picture(), "text": caption()}
+    if views == 1 or type(model) is TwoTower:
+        return first
+    if isinstance(model, LocalTowers):
+        return first | {"image2": picture()}
+    labels = torch.full_like(first["text"], NOTHING)
+    labels[0, 2], labels[2, 1] = first["text"][0, 2], first["text"][2, 1]
+    first["text"][0, 2] = model.text.vocab_size  # <|mask|>
+    return first | {"image2": picture(), "text2": caption(), "text_labels": labels}
 
 
 def run(chain, carry):
@@ -52,7 +76,8 @@ def run(chain, carry):
 
 
 def fields(output):
-    return {name: tensor for name, tensor in output._asdict().items() if tensor is not None}
+    found = {name: value for name, value in output._asdict().items() if value is not None}
+    return found | {f"maps.{i}": tensor for i, tensor in enumerate(found.pop("maps", []))}
 
 
 def gradients(model, outputs):
@@ -71,20 +96,34 @@ def same(found, expected):
         assert torch.equal(found[name], tensor), name
 
 
-@pytest.mark.parametrize("mode", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize(
+    ("kind", "mode"), [*((kind, True) for kind in MODELS), ("siglip", False), ("declip packed resnet", False)]
+)
 def test_chain_is_the_models_forward_and_backward(kind, mode):
     model, twin = build(kind).train(mode), build(kind).train(mode)
     names = [name for name, _ in model.named_parameters()]
     chain = links(model, text="first" if kind == "stochastic depth" else "last")
     assert [name for name, _ in model.named_parameters()] == names
     torch.manual_seed(3)
-    expected = fields(twin(**inputs(twin)))
+    output = twin(**inputs(twin))
+    expected = fields(output)
     torch.manual_seed(3)
     found = run(chain, inputs(model))
     same(found, expected)
-    same(gradients(model, found), gradients(twin, expected))
+    assert type(finish(found)) is type(output)
+    same(fields(finish(found)), expected)
+    compare = torch.testing.assert_close if kind == "local" else same  # a map's three gradients, in another order
+    compare(gradients(model, found), gradients(twin, expected))
     same(model.state_dict(), twin.state_dict())  # running statistics, too
+
+
+@pytest.mark.parametrize("kind", ["declip", "local"])
+def test_one_view_of_a_model_that_trains_with_two(kind):
+    model = build(kind).eval()
+    output = model(**inputs(model, views=1))
+    found = run(links(model), inputs(model, views=1))
+    same(found, fields(output))
+    assert type(finish(found)) is type(output)
 
 
 @pytest.mark.parametrize(
@@ -137,16 +176,15 @@ def test_a_part_that_is_frozen_in_a_tower_that_is_not_goes_on_training():
     assert model.train().image.trunk.stem.norm.training
 
 
-@pytest.mark.parametrize("kind", ["plain", "siglip", "resnet", "packed"])
-@pytest.mark.parametrize("text", ["first", "last"])
-def test_parts_are_together_the_whole_and_run(kind, text):
+@pytest.mark.parametrize("kind", ["siglip", "declip packed resnet", "local"])
+def test_parts_are_together_the_whole_and_run(kind):
     whole = build(kind).eval()
-    count = len(links(whole, text))
+    count = len(links(whole))
     cuts = [0, count // 3, 2 * count // 3, count]
     carry, names = inputs(whole), []
-    for begin, end in zip(cuts, cuts[1:], strict=False):
+    for begin, end in pairwise(cuts):
         part = copy.deepcopy(whole)
-        kept = links(part, text)[begin:end]
+        kept = links(part)[begin:end]
         prune(part, kept)
         state = part.state_dict()
         assert {id(p) for p in part.parameters()} == {id(p) for link in kept for p in link.parameters()}
@@ -204,9 +242,20 @@ def test_a_map_from_another_process_may_lie_channels_first():
     same(run(chain[5:], other), run(chain[5:], carry))
 
 
+def test_a_projector_of_maps_is_not_frozen_with_its_tower():
+    model = build("local")
+    model.image.requires_grad_(False)
+    assert {link.unit: link.frozen for link in links(model) if link.unit.startswith("heads")} == {
+        "heads.0": False,
+        "heads.1": False,
+    }
+
+
 def test_other_models_have_no_chain():
     class Strange(TwoTower):
         pass
 
     with pytest.raises(NoChainError, match="Strange"):
         links(create_two_tower("metanet_debug", 64, 16, TEXT, model=Strange))
+    with pytest.raises(NoChainError, match="LocalTowers with a ResNet"):
+        links(create_two_tower("resnet18", 64, 16, TEXT, model=partial(LocalTowers, strides=[32])))

@@ -10,7 +10,8 @@ from intern_trainer.state import State
 
 
 class Checkpoints(Callback):
-    """Also after the last step, and when the run is asked to stop.
+    """Also after the last step, and when the run is asked to stop. Where a step was left out when a save was due, the
+    next one that counts is saved.
 
     Args:
         save: writes a checkpoint of the state (all ranks together) and gives its folder.
@@ -24,7 +25,8 @@ class Checkpoints(Callback):
         self.saved_step = state.step
 
     def on_step(self, state: State) -> None:
-        due = state.step % state.config.checkpoint.every == 0
+        every = state.config.checkpoint.every
+        due = state.step // every > self.saved_step // every and not state.bad_in_a_row
         if (due or state.step == state.total_steps or state.stop_reason) and state.step != self.saved_step:
             state.checkpoint = self.save(state)
             self.saved_step = state.step

@@ -35,7 +35,8 @@ class Records(Callback):
     `data_decode_ms` and alike, what a picture takes in one loader process of this rank, by stage; `memory_bytes` of
     this rank's device, `mfu` (fraction) where the device's peak is known, `seconds` spent in the loop since the run's
     very start, `eta_seconds` (the steps that are left, weighed by the forward FLOPs of their pictures), and `time`
-    (Unix).
+    (Unix). `skipped_steps`, once there are any: bad ones and those passed over since a spike; `loss` and the like are
+    then those of the last step that counted.
 
     Args:
         peak: FLOP/s of one device, or None where it is not known.
@@ -61,7 +62,8 @@ class Records(Callback):
         self._data_seconds += state.data_seconds
         self._stage_seconds = total([self._stage_seconds, state.stage_seconds])
         self._own_samples += len(state.micro_ids)
-        if state.step % state.config.log.every and state.step != state.total_steps:
+        due = state.step % state.config.log.every == 0 or state.step == state.total_steps
+        if not due or not state.metrics:
             return
         record = self._record(state)
         for sink in self.sinks:
@@ -98,6 +100,9 @@ class Records(Callback):
             "eta_seconds": state.seconds * (self._work(state, state.total_steps) / self._work(state, state.step) - 1),
             "time": time.time(),
         }
+        skipped = state.bad_steps + sum(step < state.step for step in state.left_out)
+        if skipped:
+            record["skipped_steps"] = skipped
         flops = self._flops / self._samples
         mfu = utilisation(flops, per_second, state.ranks.world_size, self.peak) if flops else None
         return record if mfu is None else {**record, "mfu": mfu}

@@ -10,7 +10,7 @@ from intern_trainer.checkpoint.estimate import announce_slow_saves
 from intern_trainer.checkpoint.load import check_data, load
 from intern_trainer.checkpoint.progress import Progress
 from intern_trainer.checkpoint.read import CheckpointReader
-from intern_trainer.checkpoint.retain import retain
+from intern_trainer.checkpoint.retain import forget_after, retain
 from intern_trainer.checkpoint.verify import newest_good, tidy, verify
 from intern_trainer.checkpoint.write import save
 
@@ -19,6 +19,7 @@ __all__ = [
     "Progress",
     "announce_slow_saves",
     "check_data",
+    "forget_after",
     "load",
     "newest_good",
     "retain",

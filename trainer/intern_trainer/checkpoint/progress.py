@@ -27,6 +27,8 @@ class Progress:
         loss, grad_norm: of the last step that changed the weights. Not finite: `save` refuses.
         data_fingerprint: what the order of samples depends on (`TrainData.fingerprint`).
         evaluations: results so far, `{"step": 100, "retrieval/image_to_text_R@5": 0.4, ...}`; they decide what is best.
+        left_out: numbers (from 0) of steps that are passed over since a rollback. bad_steps: how many others were left
+            out. loss_statistics: running mean of the loss and the like.
         tokenizer: digest of the text tokenizer, see `intern_trainer.text`.
         versions: of the programs that wrote it. world_size: ranks that wrote it. Both are filled in by `save`.
     """
@@ -39,6 +41,9 @@ class Progress:
     data_fingerprint: dict[str, Any] = field(default_factory=dict)
     evaluations: list[dict[str, float]] = field(default_factory=list)
     tokenizer: str = "clip"
+    left_out: list[int] = field(default_factory=list)
+    bad_steps: int = 0
+    loss_statistics: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     world_size: int = 1
 

@@ -38,11 +38,26 @@ def retain(current: Path, keep_last: int, keep_best: int, scores: Mapping[int, f
     ]
     removed = [path for path in good if path not in good[-max(keep_last, 1) :] and path not in best]
     for path in removed:
-        aside = layout.sibling(path, "gone")
-        os.rename(path, aside)  # so that a half-deleted folder is never taken for a checkpoint
-        shutil.rmtree(aside, ignore_errors=True)
-        log.info("removed %s", path)
+        _remove(path)
     return removed
+
+
+def forget_after(run_dir: Path, step: int, ranks: Ranks) -> None:
+    """Delete the checkpoints of later steps, which the run makes again. Collective."""
+
+    def forget() -> None:
+        for path in layout.step_dirs(run_dir):
+            if layout.step_of(path) > step:
+                _remove(path)
+
+    ranks.on_main(forget)
+
+
+def _remove(path: Path) -> None:
+    aside = layout.sibling(path, "gone")
+    os.rename(path, aside)  # so that a half-deleted folder is never taken for a checkpoint
+    shutil.rmtree(aside, ignore_errors=True)
+    log.info("removed %s", path)
 
 
 def _is_whole(path: Path) -> bool:

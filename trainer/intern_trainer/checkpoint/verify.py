@@ -79,18 +79,20 @@ def verify(path: Path, share: tuple[int, int] = (0, 1)) -> None:
             future.result()
 
 
-def newest_good(run_dir: Path, ranks: Ranks | None = None) -> Path | None:
+def newest_good(run_dir: Path, ranks: Ranks | None = None, at_most: int | None = None) -> Path | None:
     """The newest checkpoint of a run that is whole, or None where the run has none yet.
 
     Every byte is read and compared; a damaged checkpoint is named in a warning and passed over.
 
     Args:
         ranks: they share the reading (collective). None: this process reads alone.
+        at_most: only those of this step or an earlier one.
 
     Raises:
         CheckpointError: there are checkpoints and none is whole. Starting over in silence would bury them.
     """
     candidates = layout.step_dirs(run_dir) if ranks is None else ranks.broadcast(layout.step_dirs(run_dir))
+    candidates = [path for path in candidates if at_most is None or layout.step_of(path) <= at_most]
     for path in reversed(candidates):
         try:
             _verify_together(path, ranks)

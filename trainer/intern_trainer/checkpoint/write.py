@@ -20,11 +20,13 @@ from intern_trainer.checkpoint.shards import Files, merge_indexes, write_slices
 from intern_trainer.checkpoint.verify import remember_verified
 from intern_trainer.config.schema import Config
 from intern_trainer.errors import CheckpointError, EnvironmentFault, TrainingError, UserError
+from intern_trainer.observe.places import place
 from intern_trainer.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
 
+@place("save")
 def save(engine: HasState, progress: Progress, run_dir: Path, ranks: Ranks, cfg: Config) -> Path:
     """Write checkpoint `RUN/checkpoints/step-<progress.step>` on all ranks and give its path. Collective.
 

@@ -48,6 +48,7 @@ def check(config: Config) -> list[ConfigError]:
         *check_pipeline(config),
         *_check_local(config),
         *_check_evaluation(config),
+        *_check_guard(config),
     ]
 
 
@@ -320,6 +321,23 @@ def _check_evaluation(config: Config) -> Iterator[ConfigError]:
             f"evaluate.validation ({', '.join(names)})",
             "the best checkpoint is chosen by an evaluation that runs in training",
             f"checkpoint.best_metric={names[0]}/..." if names else "checkpoint.keep_best=0",
+        )
+
+
+def _check_guard(config: Config) -> Iterator[ConfigError]:
+    guard, kept = config.guard, config.checkpoint.every * config.checkpoint.keep_last
+    if guard.slow_seconds < guard.hang_seconds:
+        yield ConfigError(
+            f"guard.slow_seconds {guard.slow_seconds:g} is less than guard.hang_seconds {guard.hang_seconds:g}",
+            "what may take longer than a step has the higher limit",
+            f"guard.slow_seconds={2 * guard.hang_seconds:g}",
+        )
+    if guard.spike and guard.spike.back > kept:
+        yield ConfigError(
+            f"guard.spike.back is {guard.spike.back}, and checkpoints reach {kept} steps back "
+            f"(checkpoint.every {config.checkpoint.every} x checkpoint.keep_last {config.checkpoint.keep_last})",
+            "the run goes back to a checkpoint from before the steps that it takes back",
+            f"guard.spike.back={kept}, or a larger checkpoint.keep_last",
         )
 
 

@@ -57,10 +57,14 @@ def effective(config: Config, world_size: int) -> dict[str, Any]:
     plan, precision = batch_plan(config, world_size), config.train.precision
     ds = {key: value for key, value in copy.deepcopy(config.ds).items() if key not in ("optimizer", "scheduler")}
     ds["train_batch_size"] = config.train.global_batch
-    ds["train_micro_batch_size_per_gpu"] = plan.micro
-    ds["gradient_accumulation_steps"] = plan.accumulation
+    passes = plan.accumulation if config.parallel.pipeline == 1 else 1  # a pipeline reduces its gradients once a step
+    ds["train_micro_batch_size_per_gpu"] = plan.per_rank // passes
+    ds["gradient_accumulation_steps"] = passes
     ds["gradient_clipping"] = config.optim.clip_grad_norm  # DeepSpeed clips at 1.0 where a file says nothing
     ds["zero_optimization"] = ds.get("zero_optimization", {}) | {"stage": zero_stage(config)}
+    if config.parallel.pipeline > 1 and zero_stage(config) == 3:
+        # passes of several micro-batches alternate: what was recorded of one is no forecast for the next
+        ds["zero_optimization"] = {"overlap_comm": False, "stage3_prefetch_bucket_size": 0} | ds["zero_optimization"]
     ds["bf16"] = ds.get("bf16", {}) | {"enabled": precision == "bf16", "check_grad_overflow": True}
     ds["fp16"] = ds.get("fp16", {}) | {"enabled": precision == "fp16"}
     ds["zero_force_ds_cpu_optimizer"] = False  # torch's optimizer may update offloaded weights

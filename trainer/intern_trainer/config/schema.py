@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from intern_trainer.config.guard import Guard
 from intern_trainer.config.losses import Local, Loss
 from intern_trainer.config.section import Fraction, PositiveInt, Section, as_list
 
@@ -369,6 +370,7 @@ class Config(Section):
     parallel: Parallel = Parallel()
     checkpoint: Checkpoint = Checkpoint()
     evaluate: Evaluate = Evaluate()
+    guard: Guard = Guard()
     log: Log = Log()
     ds: dict[str, Any] = {}
     """The user's ds_config as read from `--ds_config` (empty: ZeRO stage 0). `config.ds.effective` makes the one that

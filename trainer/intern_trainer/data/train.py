@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -105,25 +106,27 @@ class TrainData:
         """This rank's samples read so far, and the unusable ones among them by kind (each counted once)."""
         return {"read": self._read, "bad": len(self._bad_ids), "bad_by_kind": dict(self._bad)}
 
-    def batches(self, step: int) -> Iterator[list[Batch]]:
+    def batches(self, step: int, left_out: Collection[int] = ()) -> Iterator[list[Batch]]:
         """From optimizer step `step` on: this rank's micro-batches of each step. Costs the same at any step.
 
-        A second call ends the first one's iteration.
+        The samples of the steps `left_out` are passed over, all others stay in their places. A second call ends the
+        first one's iteration.
 
         Raises:
             DataError: more bad samples than `data.max_bad_fraction`, or a source that cannot be read any more.
         """
         self.close()
-        self._found_late = None
+        self._found_late, self._left_out = None, frozenset(left_out)
         workers, pin = self._workers, self._ranks.device.type == "cuda"
         self._order.warm(self._phases.first_sample(step))  # what is made here, all workers share
         self._feed = feed = Feed(partial(self._parts, step), workers, self._config.data.prefetch, pin_memory=pin)
-        while self._feed is feed:
-            span = self._phases.at(step)
+        for number in self._steps(step):
+            if self._feed is not feed:
+                return
+            span = self._phases.at(number)
             yield [self._batch([next(feed).owned() for _ in range(max(workers, 1))], span) for _ in self._slots[span]]
             if self._found_late:
                 raise self._found_late
-            step += 1
 
     def close(self) -> None:
         """End the loader processes."""
@@ -158,11 +161,13 @@ class TrainData:
 
     def _rows(self, step: int, worker: int, workers: int) -> Iterator[tuple[Span, list[int]]]:
         """Positions of a worker's rows, a list a micro-batch, from `step` on for ever."""
-        while True:
-            span, first = self._phases.at(step), self._phases.first_sample(step)
+        for number in self._steps(step):
+            span, first = self._phases.at(number), self._phases.first_sample(number)
             for slots in self._slots[span]:
                 yield span, [first + int(slot) for slot in _share(slots, worker, workers)]
-            step += 1
+
+    def _steps(self, step: int) -> Iterator[int]:
+        return (number for number in count(step) if number not in self._left_out)
 
     def _lanes_of_workers(self) -> list[int]:
         """How many lanes each worker serves, of all ranks so that they plan alike, in the phase where they are most."""

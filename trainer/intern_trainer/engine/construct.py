@@ -65,11 +65,16 @@ def whole_weights(model: nn.Module) -> Shards:
     return {name: (0, p.detach().float().reshape(-1)) for name, p in model.named_parameters() if p.requires_grad}
 
 
-def shard(model: nn.Module, deferred: Deferred, ds_config: dict[str, Any], dtype: torch.dtype, ranks: Ranks) -> Shards:
-    """Divide the model's parameters among the ranks by `zero.Init`, one after another.
-
-    The ranks take turns in filling a parameter and sending it to the others, so that drawing the weights is shared work
-    too; none ever holds more than its shards, one parameter, and those too small to have been deferred. DeepSpeed's own
+def shard(
+    model: nn.Module,
+    part: nn.Module,
+    deferred: Deferred,
+    ds_config: dict[str, Any],
+    dtype: torch.dtype,
+    ranks: Ranks,
+    mpu: Any = None,
+) -> Shards:
+    """Divide the model's parameters among the ranks by `zero.Init`, one after another; see `fill`. DeepSpeed's own
     way, building under `with zero.Init()`, loses what a parent's constructor initialises after its children are
     sharded, makes other random weights than an unsharded build, and rounds them to `dtype` before the fp32 masters are
     taken.
@@ -77,30 +82,69 @@ def shard(model: nn.Module, deferred: Deferred, ds_config: dict[str, Any], dtype
     Returns:
         this rank's shards in fp32, from before the rounding.
     """
-    init = load_deepspeed().zero.Init(config_dict_or_path=ds_config, dtype=dtype)
+    init = load_deepspeed().zero.Init(
+        config_dict_or_path=ds_config, dtype=dtype, data_parallel_group=ranks.group, mpu=mpu
+    )
     shards: Shards = {}
+
+    def make(name: str, full: Tensor, trained: bool, facts: dict[str, Any]) -> nn.Parameter:
+        if trained:
+            shards[name] = _shard_of(full, ranks)
+        new = nn.Parameter(full.to(dtype) if full.is_floating_point() else full, requires_grad=trained)
+        new.__dict__.update(facts)
+        init._convert_to_zero_parameters([new])
+        return new
+
+    fill(model, part, deferred, make, ranks)
+    return shards
+
+
+def make_whole(model: nn.Module, part: nn.Module, deferred: Deferred, ranks: Ranks) -> Shards:
+    """Give every rank all weights of `model`, a part of the deferred one; as `whole_weights`."""
+    weights: Shards = {}
+
+    def make(name: str, full: Tensor, trained: bool, facts: dict[str, Any]) -> nn.Parameter:
+        new = nn.Parameter(full, requires_grad=trained)
+        if trained:
+            weights[name] = 0, new.detach().float().reshape(-1)
+        return new
+
+    fill(model, part, deferred, make, ranks)
+    return weights
+
+
+def fill(
+    model: nn.Module,
+    part: nn.Module,
+    deferred: Deferred,
+    make: Callable[[str, Tensor, bool, dict[str, Any]], nn.Parameter],
+    ranks: Ranks,
+) -> None:
+    """Put parameters with values in the place of deferred ones: what `make` makes of name, full fp32 values on the
+    device, whether it is trained, and attributes.
+
+    The ranks take turns in filling a parameter and sending it to the others, so that drawing the weights is shared work
+    too; none ever holds more than what `make` keeps, one parameter, and those too small to have been deferred.
+
+    Args:
+        part: a module of modules and parameters of `model` that stand there, too.
+    """
     replaced: dict[int, nn.Parameter] = {}
     prefixes = {id(module): prefix for prefix, module in model.named_modules()}
-    for module in model.modules():
+    seen: set[int] = set()
+    for module in [*model.modules(), *part.modules()]:
         for key, parameter in list(module._parameters.items()):
-            if parameter is None:
+            if parameter is None or id(module) in seen:
                 continue
             if id(parameter) not in replaced:
                 full = _from_owner(parameter, deferred, len(replaced) % ranks.world_size, ranks)
                 name = f"{prefixes[id(module)]}.{key}".lstrip(".")
-                if parameter.requires_grad:
-                    shards[name] = _shard_of(full, ranks)
-                new = nn.Parameter(
-                    full.to(dtype) if full.is_floating_point() else full, requires_grad=parameter.requires_grad
-                )
-                new.__dict__.update(parameter.__dict__)
-                init._convert_to_zero_parameters([new])
-                replaced[id(parameter)] = new
+                replaced[id(parameter)] = make(name, full, parameter.requires_grad, parameter.__dict__)
             module._parameters[key] = replaced[id(parameter)]
         for key, buffer in list(module._buffers.items()):
-            if buffer is not None:
+            if buffer is not None and id(module) not in seen:
                 module._buffers[key] = _from_owner(buffer, deferred, 0, ranks)
-    return shards
+        seen.add(id(module))
 
 
 def _from_owner(tensor: Tensor, deferred: Deferred, owner: int, ranks: Ranks) -> Tensor:
@@ -111,7 +155,7 @@ def _from_owner(tensor: Tensor, deferred: Deferred, owner: int, ranks: Ranks) ->
         else torch.empty(tensor.shape, dtype=tensor.dtype, device=ranks.device)
     )
     if ranks.world_size > 1:
-        dist.broadcast(full.reshape(-1).view(torch.uint8), src=owner)
+        dist.broadcast(full.reshape(-1).view(torch.uint8), src=ranks.of_run(owner), group=ranks.group)
     return full
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from intern_trainer.errors import ConfigError, TrainingError
+from intern_trainer.ranks import Ranks
 
 
 def refuse_scalar_parameters(model: nn.Module) -> None:
@@ -47,33 +50,78 @@ class SameModules:
     """All ranks must run the same modules in a step.
 
     Where they do not, ZeRO-1 and 2 add gradients of different parameters to each other, in silence (ZeRO-3 stops by
-    itself). A sum over the numbers of the modules that this rank ran is compared over ranks before the update.
+    itself, or waits for ever). A sum over the numbers of the modules that this rank ran is compared over ranks before
+    the update.
+
+    Args:
+        trace: remember the names in their order, compare that, and name the first difference.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, trace: bool = False) -> None:
         self._sum = 0
+        self._trace: list[str] | None = [] if trace else None
         for name, module in model.named_modules():
             if any(True for _ in module.parameters(recurse=False)):
-                module.register_forward_pre_hook(self._hook(zlib.crc32(name.encode())))
+                module.register_forward_pre_hook(self._hook(name, zlib.crc32(name.encode())))
 
-    def _hook(self, number: int) -> Any:
+    def _hook(self, name: str, number: int) -> Any:
         def count(module: nn.Module, inputs: Any) -> None:
             if torch.is_grad_enabled():
                 self._sum += number
+                if self._trace is not None:
+                    self._trace.append(name)
 
         return count
 
-    def check(self, device: torch.device) -> None:
+    def check(self, ranks: Ranks) -> None:
         mine, self._sum = self._sum, 0
-        spread = torch.tensor([mine, -mine], dtype=torch.int64, device=device)
-        dist.all_reduce(spread, op=dist.ReduceOp.MAX)
+        names = list(self._trace or [])
+        if self._trace is not None:
+            mine = zlib.crc32("\n".join(self._trace).encode())
+            self._trace.clear()
+        spread = torch.tensor([mine, -mine], dtype=torch.int64, device=ranks.device)
+        dist.all_reduce(spread, op=dist.ReduceOp.MAX, group=ranks.group)
         high, low = spread.tolist()
         if high != -low:
+            where = _first_difference(ranks.gather(names)) if self._trace is not None else ""
             raise TrainingError(
-                "ranks ran different modules in one step",
-                "ZeRO-1 and 2 reduce gradients in the order in which they come, so all ranks run the same modules",
-                "drop samples, not modules (stochastic depth by a factor of 0); give every rank work for every tower",
+                f"ranks ran different modules in one step{where}",
+                "ranks gather parameters and reduce gradients in the order in which modules run, so all run the same",
+                "drop samples, not modules (stochastic depth by a factor of 0); give every rank work for every tower"
+                + ("" if where else "; guard.trace=true names the first difference"),
             )
+
+
+def _first_difference(traces: list[list[str]]) -> str:
+    """Between rank 0 and the rank that parts from it first."""
+
+    def same(rank: int) -> int:
+        pairs = zip(traces[0], traces[rank], strict=False)
+        return next((i for i, (ours, theirs) in enumerate(pairs) if ours != theirs), min(map(len, traces)))
+
+    def ran(rank: int, index: int) -> str:
+        return f"`{traces[rank][index]}`" if index < len(traces[rank]) else "nothing more"
+
+    other = min((rank for rank in range(1, len(traces)) if traces[rank] != traces[0]), key=same)
+    index = same(other)
+    return f": call {index + 1} was {ran(0, index)} on rank 0 and {ran(other, index)} on rank {other}"
+
+
+@contextmanager
+def refusal(zero_optimizer: Any) -> Iterator[None]:
+    """Inside, the optimizer's `step` drops its gradients as it does those that are not finite; fp16's loss scale stays.
+
+    Stages 1, 2 and 3 ask for the new loss scale right before they decide.
+    """
+
+    def refuse(overflow: bool) -> None:
+        zero_optimizer.overflow = True
+
+    zero_optimizer._update_scale = refuse
+    try:
+        yield
+    finally:
+        del zero_optimizer._update_scale
 
 
 def forget_old_gradients(zero_optimizer: Any, stage: int) -> None:

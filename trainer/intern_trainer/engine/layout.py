@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from intern_trainer.ranks import Ranks
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -77,11 +79,10 @@ def share_out(sizes: Sequence[int], world_size: int) -> list[int]:
     return owners
 
 
-def _replicated(named: Sequence[tuple[str, nn.Parameter]]) -> tuple[list[Tensor], list[Piece]]:
-    owners = share_out([p.numel() for _, p in named], dist.get_world_size())
-    rank = dist.get_rank()
+def _replicated(named: Sequence[tuple[str, nn.Parameter]], ranks: Ranks) -> tuple[list[Tensor], list[Piece]]:
+    owners = share_out([p.numel() for _, p in named], ranks.world_size)
     pieces = [
-        Piece(name, tuple(p.shape), 0, p.numel(), index, saved=owners[index] == rank)
+        Piece(name, tuple(p.shape), 0, p.numel(), index, saved=owners[index] == ranks.rank)
         for index, (name, p) in enumerate(named)
     ]
     return [p for _, p in named], pieces
@@ -94,10 +95,11 @@ def _frozen(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 class Replicated:
     """ZeRO-0 in fp32: every rank holds everything, and the model's parameters are the masters."""
 
-    def __init__(self, ds_engine: Any, model: nn.Module) -> None:
+    def __init__(self, ds_engine: Any, model: nn.Module, ranks: Ranks) -> None:
         self._optimizer = ds_engine.optimizer
-        self.holders, self.pieces = _replicated([(n, p) for n, p in model.named_parameters() if p.requires_grad])
-        self._frozen_holders, self.frozen_pieces = _replicated(_frozen(model))
+        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self.holders, self.pieces = _replicated(trained, ranks)
+        self._frozen_holders, self.frozen_pieces = _replicated(_frozen(model), ranks)
 
     @property
     def frozen_holders(self) -> list[Tensor]:
@@ -121,11 +123,11 @@ class Replicated:
 class FlatPartitions:
     """ZeRO-1 and 2: the parameters of a group one after another in a flat tensor, cut into equal parts, one a rank."""
 
-    def __init__(self, ds_engine: Any, model: nn.Module) -> None:
+    def __init__(self, ds_engine: Any, model: nn.Module, ranks: Ranks) -> None:
         self._optimizer = ds_engine.optimizer
         self.holders = list(self._optimizer.single_partition_of_fp32_groups)
         self.pieces = list(self._find_pieces({id(p): name for name, p in model.named_parameters()}))
-        self._frozen_holders, self.frozen_pieces = _replicated(_frozen(model))
+        self._frozen_holders, self.frozen_pieces = _replicated(_frozen(model), ranks)
 
     def _find_pieces(self, names: dict[int, str]) -> Iterator[Piece]:
         optimizer = self._optimizer
@@ -194,24 +196,25 @@ class ShardedParameters:
         self._optimizer._optimizer_step(holder)
 
 
-def layout_of(ds_engine: Any, model: nn.Module, stage: int) -> Layout:
+def layout_of(ds_engine: Any, model: nn.Module, stage: int, ranks: Ranks) -> Layout:
+    """Of the engine whose state `ranks` divide among them."""
     if stage == 0:
-        return Replicated(ds_engine, model)
-    return ShardedParameters(ds_engine, model) if stage == 3 else FlatPartitions(ds_engine, model)
+        return Replicated(ds_engine, model, ranks)
+    return ShardedParameters(ds_engine, model) if stage == 3 else FlatPartitions(ds_engine, model, ranks)
 
 
 def gather(
-    layout_holders: Sequence[Tensor], pieces: Sequence[Piece], shape: tuple[int, ...], device: torch.device
+    layout_holders: Sequence[Tensor], pieces: Sequence[Piece], shape: tuple[int, ...], ranks: Ranks
 ) -> Tensor:
     """One full tensor out of the pieces that the ranks hold of it (this rank's are given). Collective; fp32, on
-    `device`.
+    their device.
 
     Bits are summed as integers, to which every element but one rank's is zero: exact for every value.
     """
-    full = torch.zeros(shape, dtype=torch.float32, device=device)
+    full = torch.zeros(shape, dtype=torch.float32, device=ranks.device)
     for piece in pieces:
         if piece.saved:
             full.view(-1)[piece.start : piece.start + piece.length].copy_(piece.of(layout_holders[piece.holder]))
-    if dist.get_world_size() > 1:
-        dist.all_reduce(full.view(-1).view(torch.int32))
+    if ranks.world_size > 1:
+        dist.all_reduce(full.view(-1).view(torch.int32), group=ranks.group)
     return full

@@ -73,7 +73,7 @@ def gather_rows(rows: Tensor, ranks: Ranks) -> Tensor:
     padded = rows.new_zeros(max(counts), *rows.shape[1:])
     padded[: rows.shape[0]] = rows
     pieces = [torch.empty_like(padded) for _ in counts]
-    dist.all_gather(pieces, padded)
+    dist.all_gather(pieces, padded, group=ranks.group)
     return torch.cat([piece[:count] for piece, count in zip(pieces, counts, strict=True)])
 
 
@@ -86,5 +86,5 @@ def sum_over_ranks(counts: Tensor, ranks: Ranks) -> Tensor:
     """Integer counts added up, exactly."""
     counts = counts.to(ranks.device)
     if ranks.world_size > 1:
-        dist.all_reduce(counts)
+        dist.all_reduce(counts, group=ranks.group)
     return counts

@@ -41,10 +41,14 @@ class Task(Protocol):
         weights are filled after it, so it does not compute with them."""
         ...
 
+    def inputs(self, batch: Batch) -> dict[str, Tensor]:
+        """What the model is called with, by name. In a pipeline, pictures are only where they enter the model."""
+        ...
+
     def forward(self, model: Forward, batch: Batch) -> Outputs:
         """What the loss needs of a micro-batch.
 
-        Calls `model` exactly once, with the same modules on every rank, because ZeRO-3 gathers parameters module by
+        Calls `model` exactly once, on `inputs`, with the same modules on every rank, because ZeRO-3 gathers parameters module by
         module on all ranks together. May be called twice with the same batch: it changes nothing but the model's own
         buffers.
         """

@@ -15,6 +15,7 @@ from intern_trainer.config.schema import Config
 from intern_trainer.data import PlainText, Views
 from intern_trainer.data.token_drop import TokenDrop
 from intern_trainer.errors import ConfigError
+from intern_trainer.observe.places import place
 from intern_trainer.ranks import Ranks
 from intern_trainer.tasks.base import Forward, Outputs
 from intern_trainer.tasks.freeze import freeze
@@ -27,6 +28,7 @@ class ContrastiveTask:
 
     name = "contrastive"
     shared = frozenset({"logit_scale", "logit_bias"})
+    _input_names: tuple[str, ...] = ("image", "text")
 
     def __init__(self, config: Config, ranks: Ranks) -> None:
         known = intern_zoo.list_models()
@@ -76,11 +78,15 @@ class ContrastiveTask:
         freeze(towers, model.freeze)
         return towers
 
+    def inputs(self, batch: Batch) -> dict[str, Tensor]:
+        return {name: batch.tensors[name] for name in self._input_names if name in batch.tensors}
+
     def forward(self, model: Forward, batch: Batch) -> Outputs:
         """`image_features`, `text_features` [b, e], `logit_scale` [1], and for SigLIP `logit_bias` [1]."""
-        out = model(image=batch.tensors["image"], text=batch.tensors["text"])._asdict()
+        out = model(**self.inputs(batch))._asdict()
         return {name: tensor for name, tensor in out.items() if tensor is not None}
 
+    @place("loss")
     def loss(self, outputs: Outputs) -> tuple[Tensor, dict[str, Tensor]]:
         """Of the global batch, whose rows of this rank these are; no rank holds more scores than b x `loss.block`."""
         image_be, text_be, scale = outputs["image_features"], outputs["text_features"], outputs["logit_scale"]
@@ -89,5 +95,5 @@ class ContrastiveTask:
             bias = outputs["logit_bias"]
             loss, hits = siglip_loss(image_be, text_be, scale, bias, self.ranks, self.config.loss.block)
         else:
-            loss, hits = clip_loss(image_be, all_gather(text_be), scale, self.ranks, self.config.loss.block)
+            loss, hits = clip_loss(image_be, all_gather(text_be, self.ranks.group), scale, self.ranks, self.config.loss.block)
         return loss, {"batch_accuracy": hits / len(image_be), **metrics}

@@ -24,6 +24,7 @@ from intern_trainer.data import Views
 from intern_trainer.data.text_augment import DeclipTexts
 from intern_trainer.data.wordnet import WordNet
 from intern_trainer.errors import ConfigError
+from intern_trainer.observe.places import place
 from intern_trainer.ranks import Ranks
 from intern_trainer.tasks.base import Forward, Outputs
 from intern_trainer.tasks.contrastive import ContrastiveTask
@@ -35,6 +36,8 @@ class DeclipTask(ContrastiveTask):
     """CLIP's task on two views of picture and caption each, with three more sources of supervision: pictures to
     neighbours of their captions, one view of a picture to the other, and masked words.
     """
+
+    _input_names = ("image", "image2", "text", "text2", "text_labels")
 
     def __init__(self, config: Config, ranks: Ranks) -> None:
         super().__init__(config, ranks)
@@ -56,8 +59,7 @@ class DeclipTask(ContrastiveTask):
         """Features of the views, [b, e]; `logit_scale` [1]; of each sample, [b]: `simsiam`, its loss; `words`, the sum
         of its masked words' cross entropies; `masked`, how many there are.
         """
-        names = ("image", "image2", "text", "text2", "text_labels")
-        out: DeclipOutput = model(**{name: batch.tensors[name] for name in names})
+        out: DeclipOutput = model(**self.inputs(batch))
         towers: Any = getattr(model, "module", model)  # an engine's
         self._queue = towers.heads.queue  # the module, not its buffers, which engines replace
         words_b, masked_b = _guesses(out.word_logits_nv, batch.tensors["text_labels"])
@@ -72,6 +74,7 @@ class DeclipTask(ContrastiveTask):
             "masked": masked_b,
         }
 
+    @place("loss")
     def loss(self, outputs: Outputs) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum of `loss.declip`'s terms; the mean of each over ranks is that of the global micro-batch."""
         assert self._queue is not None, "loss before the first forward pass"
@@ -79,13 +82,14 @@ class DeclipTask(ContrastiveTask):
         texts = (outputs["text_features"], outputs["text2_features"])
         scale, block = outputs["logit_scale"], self.config.loss.block
         first = self.ranks.rank * len(images[0])
-        keys = [all_gather(x) for x in texts]
-        neighbours = [all_gather(self._queue.nearest(x.detach())) for x in texts]
+        group = self.ranks.group
+        keys = [all_gather(x, group) for x in texts]
+        neighbours = [all_gather(self._queue.nearest(x.detach()), group) for x in texts]
         for key in reversed(keys):  # the newest last: the captions as they are
             self._queue.push(key.detach())
         pairs = [clip_loss(image, key, scale, self.ranks, block) for image, key in product(images, keys)]
         near = [info_nce(image, key, scale, first, block)[0] for image, key in product(images, neighbours)]
-        masked = all_reduce(outputs["masked"].detach().sum())
+        masked = all_reduce(outputs["masked"].detach().sum(), group)
         terms = {
             "clip": torch.stack([loss for loss, _ in pairs]).mean(),
             "nearest": torch.stack(near).mean(),

@@ -19,6 +19,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from intern_kernels.precision import at_least_fp32
 from intern_zoo.errors import ModelConfigError
@@ -30,6 +31,7 @@ from intern_trainer.batch import Batch
 from intern_trainer.collectives import all_reduce
 from intern_trainer.data import Views
 from intern_trainer.errors import ConfigError
+from intern_trainer.observe.places import place
 from intern_trainer.tasks.base import Forward, Outputs
 from intern_trainer.tasks.contrastive import ContrastiveTask
 
@@ -41,6 +43,7 @@ class LocalTask(ContrastiveTask):
     """The contrastive task on the first view and the caption, and agreement of the two views place by place."""
 
     name = "local"
+    _input_names = ("image", "image2", "text")
 
     @property
     def views(self) -> Views:
@@ -61,17 +64,18 @@ class LocalTask(ContrastiveTask):
         """What the contrastive task gives, and of each level the two views at the points that they share,
         [b, 2, k x k, d].
         """
-        out: LocalOutput = model(**{name: batch.tensors[name] for name in ("image", "image2", "text")})
+        out: LocalOutput = model(**self.inputs(batch))
         places = shared_places(batch.tensors["boxes"], self.config.local.points)
         levels = {f"{POINTS}{number}": at_places(x_2bdhw, places) for number, x_2bdhw in enumerate(out.maps)}
         towers = {name: tensor for name, tensor in out._asdict().items() if name != "maps" and tensor is not None}
         return towers | levels
 
+    @place("loss")
     def loss(self, outputs: Outputs) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum of the contrastive loss and, mean over levels, the three terms of the local one."""
         weights = self.config.local
         contrastive, metrics = super().loss(outputs)
-        levels = [vicreg(tensor, self.ranks.world_size) for name, tensor in outputs.items() if name.startswith(POINTS)]
+        levels = [vicreg(tensor, self.ranks.world_size, self.ranks.group) for name, tensor in outputs.items() if name.startswith(POINTS)]
         terms = {name: torch.stack([level[name] for level in levels]).mean() for name in levels[0]}
         local = torch.stack([getattr(weights, name) * term for name, term in terms.items()]).sum()
         return weights.contrastive * contrastive + local, {
@@ -107,7 +111,7 @@ def at_places(x_2bdhw: Tensor, places_b2n2: Tensor) -> Tensor:
     return torch.stack(x_2bdn1.squeeze(3).transpose(1, 2).chunk(2), dim=1)
 
 
-def vicreg(z_b2nd: Tensor, world_size: int) -> dict[str, Tensor]:
+def vicreg(z_b2nd: Tensor, world_size: int, group: dist.ProcessGroup | None = None) -> dict[str, Tensor]:
     """VICReg's terms (arXiv 2105.04906, equations 1 to 5): `invariance`, mean squared distance of a pair in a channel;
     `variance`, mean shortfall of the channels' standard deviation below 1; `covariance`, sum over d of the squared
     covariances of different channels. The last two are means of both views', over the points of all ranks.
@@ -115,8 +119,8 @@ def vicreg(z_b2nd: Tensor, world_size: int) -> dict[str, Tensor]:
     exact_b2nd = at_least_fp32(z_b2nd)
     z_2nd = exact_b2nd.transpose(0, 1).flatten(1, 2)
     count, width = z_2nd.shape[1] * world_size, z_2nd.shape[2]
-    centred_2nd = z_2nd - all_reduce(z_2nd.sum(dim=1, keepdim=True)) / count
-    covariance_2dd = all_reduce(centred_2nd.transpose(1, 2) @ centred_2nd) / (count - 1)
+    centred_2nd = z_2nd - all_reduce(z_2nd.sum(dim=1, keepdim=True), group) / count
+    covariance_2dd = all_reduce(centred_2nd.transpose(1, 2) @ centred_2nd, group) / (count - 1)
     variance_2d = covariance_2dd.diagonal(dim1=1, dim2=2)
     deviation_2d = (variance_2d + 1e-4).sqrt()
     return {

@@ -30,7 +30,7 @@ def clip_loss(image_be: Tensor, text_ge: Tensor, scale: Tensor, ranks: Ranks, bl
     """
     own = slice(ranks.rank * len(image_be), (ranks.rank + 1) * len(image_be))
     sums = log_sums(image_be, text_ge, scale, own.start, block)
-    column_b = log_sum_exp(sums.column_g)[own]
+    column_b = log_sum_exp(sums.column_g, ranks.group)[own]
     return (sums.row_b + column_b - 2 * sums.own_b).mean() / 2, sums.hits
 
 
@@ -54,14 +54,14 @@ def siglip_loss(
         best, sums = Best(image_be), [torch.zeros((), device=image_be.device) for _ in range(4)]
         for hop in range(size):
             home = (ranks.rank - hop) % size
-            arrived = pass_on(visitors_be, owed_be)
+            arrived = pass_on(visitors_be, owed_be, group=ranks.group)
             terms = sigmoid_terms(image_be, visitors_be, scale, bias, 0 if hop == 0 else b, block)
             best.update(terms.best.score_b, terms.best.key_b, home * b)
             parts = (terms.total, terms.query_be, terms.scale, terms.bias)
             sums = [so_far + part for so_far, part in zip(sums, parts, strict=True)]
             visitors_be, owed_be = arrived()
             owed_be += terms.key_ge
-        (text_grad_be,) = pass_on(owed_be)()
+        (text_grad_be,) = pass_on(owed_be, group=ranks.group)()
         total, image_grad_be, scale_grad, bias_grad = sums
         gradients = [grad / b for grad in (image_grad_be, text_grad_be, scale_grad, bias_grad)]
     loss = with_gradients(total / b, (image_be, text_be, scale, bias), gradients)

@@ -159,6 +159,36 @@ def test_checkpoints_are_due_every_so_often_at_the_end_and_when_asked_to_stop(tm
     assert state.checkpoint == tmp_path / "7"
 
 
+def test_a_step_left_out_is_not_saved_the_next_that_counts_is(tmp_path: Path) -> None:
+    state, saved = make_state(tmp_path, 20, checkpoint={"every": 3}), list[int]()
+
+    def save(state: State) -> Path:
+        saved.append(state.step)
+        return tmp_path / str(state.step)
+
+    checkpoints = Checkpoints(save)
+    checkpoints.on_start(state)
+    for number, in_a_row in ((1, 0), (2, 0), (3, 1), (4, 2), (5, 0), (6, 0), (11, 0), (12, 0), (20, 1)):
+        state.step, state.bad_in_a_row = number, in_a_row
+        checkpoints.on_step(state)
+    assert saved == [5, 6, 11, 12, 20]
+
+
+def test_skipped_steps_are_counted_once_there_are_any(tmp_path: Path) -> None:
+    state = make_state(tmp_path, 10, log={"every": 1})
+    records = Records([JsonLines(tmp_path / "metrics.jsonl")])
+    records.on_start(state)
+    state.step, state.bad_steps, state.step_seconds = 1, 1, 0.1
+    records.on_step(state)  # the very first: there is no loss to tell
+    records.on_step(step(state, 1.0))
+    state.left_out = [2, 3, 7]
+    state.step = 4
+    records.on_step(step(state, 1.0))
+    records.on_stop(state)
+    found = [(record["step"], record["skipped_steps"]) for record in read_records(tmp_path / "metrics.jsonl")]
+    assert found == [(2, 1), (5, 3)]
+
+
 @pytest.mark.parametrize(("every", "expected"), [(2, [2, 4, 5]), (None, [5])])
 def test_evaluation_is_due_every_so_often_and_at_the_end(
     tmp_path: Path, every: int | None, expected: list[int]

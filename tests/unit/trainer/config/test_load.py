@@ -123,6 +123,13 @@ WRONG = [
         "zero_shot",
     ),
     (["evaluate.test.zero_shot=[{data: a}, {data: b}]"], "evaluate.test has 2 entries named zero_shot", "`name`"),
+    (["guard.hang_seconds=2000"], "slow_seconds 1500 is less than guard.hang_seconds 2000", "guard.slow_seconds=4000"),
+    (
+        ["guard.spike={deviations: 5, back: 40}", "checkpoint.every=10"],
+        "guard.spike.back is 40, and checkpoints reach 30 steps back",
+        "guard.spike.back=30",
+    ),
+    (["guard.on_hang=wait"], "guard.on_hang is 'wait'", "'report' or 'stop'"),
     (["log.wandb={}"], "log.wandb.project is missing", "set log.wandb.project"),
 ]
 

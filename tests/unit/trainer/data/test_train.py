@@ -36,6 +36,15 @@ def as_rank(settings: Config, rank: int, world_size: int) -> TrainData:
     return TrainData(settings, Ranks(rank, world_size, 0, torch.device("cpu")), WORDS, sources)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_steps_left_out_leave_the_others_in_their_places(tmp_path: Path, workers: int) -> None:
+    settings = config(write_shards(tmp_path, [20, 14]), workers=workers)
+    whole = [[batch.ids for batch in step] for step in read(build_train_data(settings, ALONE, WORDS), 0, 7)]
+    batches = (data := build_train_data(settings, ALONE, WORDS)).batches(1, left_out=[0, 2, 3, 5])
+    assert [[batch.ids for batch in next(batches)] for _ in range(3)] == [whole[1], whole[4], whole[6]]
+    data.close()
+
+
 @pytest.fixture
 def two_sources(tmp_path: Path) -> list[dict]:
     return [

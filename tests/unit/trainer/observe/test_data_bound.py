@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -44,8 +44,8 @@ def test_the_advice_fits_the_stage_to_blame() -> None:
 
 
 class TimedData(LineData):
-    def batches(self, step: int) -> Iterator[list[Batch]]:
-        for micro_batches in super().batches(step):
+    def batches(self, step: int, left_out: Collection[int] = ()) -> Iterator[list[Batch]]:
+        for micro_batches in super().batches(step, left_out):
             for batch in micro_batches:
                 batch.seconds = {"read": 0.004, "decode": 0.4}
             yield micro_batches

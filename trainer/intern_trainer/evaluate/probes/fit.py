@@ -63,7 +63,7 @@ def fit(
         gradients = torch.autograd.grad(loss, parameters)
         if ranks.world_size > 1:
             flat = torch.cat([gradient.flatten() for gradient in gradients])
-            dist.all_reduce(flat)
+            dist.all_reduce(flat, group=ranks.group)
             gradients = tuple(
                 part.view_as(p) for part, p in zip(flat.split([p.numel() for p in parameters]), parameters, strict=True)
             )

@@ -1,0 +1,105 @@
+"""What the ranks of the pipeline's tests do. Many cases in one process group, because start-up costs more than a case."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from intern_trainer.batch import Batch
+from intern_trainer.config.schema import Config, Model, Parallel
+from intern_trainer.engine import build_engine
+from intern_trainer.optim import learning_rate
+from intern_trainer.parallel import Placement, make_grid
+from intern_trainer.ranks import Ranks
+from intern_trainer.steps import accumulate
+from intern_trainer.tasks.contrastive import ContrastiveTask
+from intern_zoo.chain import links
+
+from tests.distributed.towers import make_config
+
+Case = dict[str, Any]
+WORDS, PIXELS = 16, 32
+
+
+def case_config(case: Case) -> Config:
+    """The real towers at debug size."""
+    image = {"norm": case.get("norm", "batch"), "drop_path_rate": case.get("drop_path", 0.0)}
+    config = make_config(
+        train={
+            "steps": 20,
+            "global_batch": 8,
+            "micro_batch": 8 // case["data"] // case["micro_batches"],
+            "precision": case.get("precision", "fp32"),
+            "cached_micro_batches": case.get("together"),
+            "seed": 3,
+        },
+        optim={"lr": 1e-4, "eps": 1e-4, "clip_grad_norm": case.get("clip", 0.5), "schedule": {"warmup_steps": 3}},
+        ds={"zero_optimization": {"stage": case["stage"], **case.get("zero", {})}},
+    )
+    model = {
+        "image": "metanet_debug",
+        "image_options": image,
+        "image_size": PIXELS,
+        "embed_dim": 32,
+        "text": {"width": 32, "layers": 2, "heads": 2, "context_length": WORDS},
+        "freeze": case.get("freeze", []),
+    }
+    parallel = Parallel(pipeline=case["pipeline"], chunks=case.get("chunks", 1), schedule=case.get("schedule", "1f1b"))
+    return config.model_copy(update={"model": Model.model_validate(model), "parallel": parallel})
+
+
+def build(config: Config, ranks: Ranks) -> torch.nn.Module:
+    """At temperature 1, so that the roundings of bf16 features are not multiplied by 14."""
+    towers = ContrastiveTask(config, ranks).build_model()
+    torch.nn.init.zeros_(towers.logit_scale)
+    return towers
+
+
+def make_batch(step: int, number: int, size: int) -> Batch:
+    """The global micro-batch: noise, and random words that end as the tokenizer ends them."""
+    generator = torch.Generator().manual_seed(1000 * step + number)
+    text = torch.randint(1, 49000, (size, WORDS), generator=generator)
+    text[:, -1] = 49407
+    return Batch({"image": torch.randn(size, 3, PIXELS, PIXELS, generator=generator), "text": text}, [""] * size)
+
+
+def rows(batch: Batch, rank: int, size: int) -> Batch:
+    return Batch({name: x[rank * size : (rank + 1) * size] for name, x in batch.tensors.items()}, [""] * size)
+
+
+def even(count: int, pieces: int) -> tuple[int, ...]:
+    return tuple(count * (i + 1) // pieces - count * i // pieces for i in range(pieces))
+
+
+def train(ranks: Ranks, cases: list[Case]) -> list[dict[str, Any]]:
+    """Losses and gradient norms of each case; on every rank the same."""
+    results = []
+    for case in cases:
+        config, chunks = case_config(case), case.get("chunks", 1)
+        grid = make_grid(ranks, case["pipeline"], chunks)
+        task = ContrastiveTask(config, grid.data)
+        make = partial(build, config, ranks)
+        text = case.get("text", "last")
+        cut = even(len(links(make(), text)), case["pipeline"] * chunks)
+        place = Placement(grid, cut, chunks, text, case.get("schedule", "1f1b"))
+        engine = build_engine(config, ranks, make, place)
+        engine.train()
+        losses, norms = [], []
+        for step in range(case.get("steps", 20)):
+            count = case["micro_batches"]
+            size = 8 // count // case["data"]
+            whole = [make_batch(step, number, size * case["data"]) for number in range(count)]
+            engine.accumulate(count, step)
+            mine = [rows(batch, grid.data.rank, size) for batch in whole]
+            means = accumulate(task, engine, mine, case.get("together", 1), ranks.device)
+            result = engine.step(learning_rate(step, config))
+            found = grid.data.gather(float(means["loss"]))
+            losses.append(sum(found) / len(found))
+            norms.append(result.grad_norm)
+        engine.eval()
+        with torch.no_grad():
+            out = engine(image=make_batch(0, 0, 3).tensors["image"])
+        results.append({"losses": losses, "norms": norms, "features": out.image_features.float().flatten().tolist()})
+        engine.close()
+    return results
