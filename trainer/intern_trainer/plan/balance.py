@@ -73,15 +73,15 @@ def balance(
         return always[j] - always[i] + in_flight[k % ranks][k // ranks] * (held[j] - held[i])
 
     cut = cut_chain(n, ranks * chunks, time, allowed)
-    improved = cut is not None
+    if cut is None:
+        return None
+    improved = True
     while improved:
         improved = False
         for first in range(ranks * (chunks - 1) + 1):
             better = _between(cut, first, ranks, _with_others(cut, first, ranks, time), allowed)
             if rank_loads(better, ranks, time) < rank_loads(cut, ranks, time):
                 cut, improved = better, True
-    if cut is None:
-        return None
     most = (1 + EQUAL) * rank_loads(cut, ranks, time)[0]
     for first in range(ranks * (chunks - 1) + 1):
         busy, full = (_with_others(cut, first, ranks, cost) for cost in (time, kept))

@@ -103,8 +103,8 @@ class Estimator:
             batch = BatchPlan(micro, batch.per_rank // micro, batch.world_size, together)
         parts = self.parts(recompute, cluster)
         found = [self._of(part, span.image_size, settings, recompute, cluster, batch) for part in parts]
-        together = in_turn([estimate.pace for estimate in found], config, batch)
-        return [replace(estimate, pace=together) for estimate in found]
+        waited = in_turn([estimate.pace for estimate in found], config, batch)
+        return [replace(estimate, pace=waited) for estimate in found]
 
     def _of(
         self, part: Part, side: int, settings: Settings, recompute: str, cluster: Cluster, batch: BatchPlan

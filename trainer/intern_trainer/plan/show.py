@@ -12,6 +12,7 @@ from intern_trainer.plan import Plan, Stage
 from intern_trainer.plan.estimate import Estimate
 from intern_trainer.plan.fit import name_of
 from intern_trainer.plan.hardware import GIB
+from intern_trainer.plan.stages import bubble_line
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
@@ -28,6 +29,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         },
         "parameters": {"total": plan.weights.total, "trained": plan.weights.trained},
         "forward_flops": plan.flops,
+        "cut": {**vars(plan.cut), "imbalance": plan.cut.imbalance} if plan.cut else None,
         "stages": [_stage(stage) for stage in plan.stages],
         "phases": [{"image_size": side, "share": share, **_pace(e)} for side, share, e in plan.paces],
         "samples": plan.samples,
@@ -73,6 +75,8 @@ def _pace(estimate: Estimate) -> dict[str, Any]:
 def show(plan: Plan, console: Console) -> None:
     """Print the plan."""
     console.print(_title(plan), style="bold")
+    if plan.cut:
+        console.print(f"cut of the model's chain\n{plan.cut.table()}\n", highlight=False, markup=False, soft_wrap=True)
     for stage in plan.stages:
         console.print(_memory(stage, plan))
         if stage.estimate.collectives:
@@ -129,9 +133,10 @@ def _speed(plan: Plan) -> Table:
         table.add_column(column, justify="right")
     for side, share, e in plan.paces:
         pace = e.pace
+        waiting = pace.exposed + pace.bubble * pace.compute
         table.add_row(
             str(side), f"{share:.0%}", str(e.batch.micro), str(e.batch.accumulation), f"{pace.step:.3g}",
-            f"{pace.exposed / pace.step:.0%}", f"{pace.images_per_second:,.0f}", f"{pace.mfu:.1%}",
+            f"{waiting / pace.step:.0%}", f"{pace.images_per_second:,.0f}", f"{pace.mfu:.1%}",
         )  # fmt: skip
     return table
 
@@ -140,7 +145,9 @@ def _lines(plan: Plan) -> list[str]:
     failures, fits = plan.failures, plan.fits
     measured = "measured" if failures.measured else "from its bytes"
     micro = f"largest micro-batch that fits: {fits.largest_micro or 'none'}"
+    batch = plan.stages[0].estimate.batch
     return [
+        *([bubble_line(plan.config, batch.accumulation)] if plan.cut else []),
         f"{plan.days:.3g} days for {plan.samples:,.0f} samples, failures included",
         f"a failure every {show_seconds(failures.between)}; a save takes {show_seconds(failures.save)} ({measured}): "
         f"best every {failures.steps:,} steps ({show_seconds(failures.interval)}; Young {show_seconds(failures.young)})"

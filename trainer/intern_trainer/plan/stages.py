@@ -23,14 +23,14 @@ class Part:
 
     Attributes:
         costs: of its pieces in the order in which they run, by the picture's side; whole: of all of them.
-        borders: bytes of a sample between its pieces and other stages', by the picture's side.
+        borders: bytes of a sample that its pieces get from other stages, and that they hand on, by the picture's side.
         has_pictures, has_loss: whether pictures enter here, and the loss is made here.
     """
 
     stage: int
     weights: Weights
     costs: dict[int, list[Cost]]
-    borders: dict[int, float]
+    borders: dict[int, tuple[float, float]]
     has_pictures: bool = True
     has_loss: bool = True
 
@@ -49,20 +49,25 @@ class Part:
 
     def travelling(self, side: int, batch: BatchPlan) -> int:
         """A tensor and a gradient at each border."""
-        return round(2 * self.borders[side] * batch.micro)
+        return round(2 * sum(self.borders[side]) * batch.micro)
 
     def sends(self, config: Config, side: int, batch: BatchPlan) -> list[Collective]:
-        """To its neighbours in a step: as much as goes over all its borders, whose other half is the neighbours'."""
-        passes = 2 + (batch.together > 1)  # forward by one side of a border, backward by the other
-        payload = round(self.borders[side] * batch.micro * batch.accumulation * passes / 2)
-        calls = 2 * config.parallel.chunks * batch.accumulation
-        if not payload:
+        """In a step: on to the next stage, twice for a cached loss; and gradients back."""
+        if config.parallel.pipeline == 1:
             return []
-        return [Collective("to stages", "features between stages", payload, batch.world_size, False, calls)]
+        forwards = 1 + (batch.together > 1)
+        got, handed_on = self.borders[side]
+        calls = config.parallel.chunks * batch.accumulation
+        sizes = {"features to the next stage": forwards * handed_on, "their gradients": got}
+        return [
+            Collective("to stages", what, round(size * batch.per_rank), batch.world_size, False, calls)
+            for what, size in sizes.items()
+            if size
+        ]
 
 
 def whole_part(weights: Weights, costs: dict[int, Cost]) -> Part:
-    return Part(0, weights, {side: [cost] for side, cost in costs.items()}, dict.fromkeys(costs, 0.0))
+    return Part(0, weights, {side: [cost] for side, cost in costs.items()}, dict.fromkeys(costs, (0.0, 0.0)))
 
 
 def parts_of(cut: Cut, chains: dict[int, Chain]) -> list[Part]:
@@ -76,8 +81,9 @@ def parts_of(cut: Cut, chains: dict[int, Chain]) -> list[Part]:
         for side, measured in chains.items():
             ordered = measured.ordered(cut.text)
             costs[side] = [chain_cost(ordered[piece.begin : piece.end], measured.samples) for piece in own]
-            ends = [place for piece in own for place in (piece.begin, piece.end) if 0 < place < len(links)]
-            borders[side] = sum(ordered[place - 1].sent for place in ends) / measured.samples
+            got = sum(ordered[piece.begin - 1].sent for piece in own if piece.begin > 0)
+            handed_on = sum(ordered[piece.end - 1].sent for piece in own if piece.end < len(links))
+            borders[side] = got / measured.samples, handed_on / measured.samples
         begins = {link.unit for link in modules}
         pictures = chain.first_of_pictures in begins
         parts.append(
@@ -102,12 +108,13 @@ def in_turn(paces: Sequence[Pace], config: Config, batch: BatchPlan) -> Pace:
     return replace(together, mfu=slowest.mfu * slowest.step / together.step)
 
 
-def bubble_note(config: Config, micro_batches: int) -> str | None:
-    """Where stages cannot all be busy at once, in words."""
+def bubble_line(config: Config, micro_batches: int) -> str:
+    """How long the stages wait for each other, in words; and what to do where they cannot all be busy at once."""
     stages, chunks = config.parallel.pipeline, config.parallel.chunks
-    if micro_batches >= stages:
-        return None
-    return (
-        f"{micro_batches} micro-batch(es) of a step in {stages} stages: {bubble(stages, chunks, micro_batches):.0%} of "
-        "the time is waiting; a smaller train.micro_batch, or fewer stages, leaves less"
+    line = (
+        f"{micro_batches} micro-batch(es) of a step in {stages} stages by {config.parallel.schedule}: "
+        f"{bubble(stages, chunks, micro_batches):.1%} of the computing time is filling and emptying the pipeline"
     )
+    if micro_batches >= stages:
+        return line
+    return f"{line}; a smaller train.micro_batch, or fewer stages, leaves less"

@@ -8,7 +8,7 @@ import pytest
 from intern_trainer.config import ds
 from intern_trainer.config.checks import batch_plan, check, check_world
 from intern_trainer.config.load import load_config
-from intern_trainer.config.pipeline import bubble_note, data_ranks
+from intern_trainer.config.pipeline import data_ranks
 from intern_trainer.config.schema import Config
 
 
@@ -76,13 +76,8 @@ def test_interleaved_takes_micro_batches_in_groups() -> None:
     assert told == "parallel.schedule is interleaved with 2 micro-batches a step in 4 stages"
 
 
-def test_few_micro_batches_are_a_note_alone() -> None:
-    piped = config({"pipeline": 4})
-    assert check_world(piped, 64) == []
-    note = bubble_note(piped, batch_plan(piped, 16).accumulation)
-    assert note is not None
-    assert "75%" in note
-    assert bubble_note(piped, 4) is None
+def test_few_micro_batches_are_no_error() -> None:
+    assert check_world(config({"pipeline": 4}), 64) == []
 
 
 def test_the_keys_are_read_from_the_command_line() -> None:
