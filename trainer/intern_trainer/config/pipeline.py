@@ -1,4 +1,4 @@
-"""Rules of a pipeline, and what it waits."""
+"""Rules of a pipeline."""
 
 from __future__ import annotations
 
@@ -11,23 +11,6 @@ from intern_trainer.errors import ConfigError
 def data_ranks(config: Config, world_size: int) -> int:
     """Ranks of one stage, among which the batch is divided."""
     return max(1, world_size // config.parallel.pipeline)
-
-
-def bubble(stages: int, chunks: int, micro_batches: int) -> float:
-    """Share of a step's computing time that a rank waits for others, if all pieces take equally long:
-    (p - 1) / (v m + p - 1). Narayanan et al. (arXiv 2104.04473, section 2.2) give it over the working time."""
-    return (stages - 1) / (chunks * micro_batches + stages - 1)
-
-
-def bubble_note(config: Config, micro_batches: int) -> str | None:
-    """Where stages cannot all be busy at once."""
-    stages, chunks = config.parallel.pipeline, config.parallel.chunks
-    if micro_batches >= stages:
-        return None
-    return (
-        f"{micro_batches} micro-batch(es) of a step in {stages} stages: {bubble(stages, chunks, micro_batches):.0%} of "
-        f"the time is waiting; a smaller train.micro_batch, or fewer stages, leaves less"
-    )
 
 
 def check_pipeline(config: Config) -> Iterator[ConfigError]:
@@ -53,11 +36,4 @@ def check_pipeline(config: Config) -> Iterator[ConfigError]:
             f"parallel.cut has {len(cut)} pieces for {stages} stage(s) of {chunks} chunk(s)",
             "there are parallel.pipeline x parallel.chunks pieces",
             f"{stages * chunks} numbers, or leave it out: the cost model balances them",
-        )
-    if config.loss.kind == "declip" or config.task == "local":
-        name = "loss.kind=declip" if config.loss.kind == "declip" else "task=local"
-        yield ConfigError(
-            f"parallel.pipeline={stages} with {name}",
-            "a pipeline cuts the two towers of the contrastive task; other losses reach into them",
-            "parallel.pipeline=1, with ZeRO-3 for the memory",
         )

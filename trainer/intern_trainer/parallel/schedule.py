@@ -99,3 +99,9 @@ def _before(action: Action, last: int) -> Action | None:
     if action.forward:
         return Action(True, action.piece - 1, action.micro) if action.piece else None
     return Action(False, action.piece + 1, action.micro) if action.piece < last else None
+
+
+def bubble(stages: int, chunks: int, micro_batches: int) -> float:
+    """Share of a step's computing time that a rank waits for others, if all passes last alike:
+    (p - 1) / (v m + p - 1). Narayanan et al. (arXiv 2104.04473, section 2.2) give it over the working time."""
+    return (stages - 1) / (chunks * micro_batches + stages - 1)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from intern_trainer.config.pipeline import data_ranks
 from intern_trainer.config.schema import Config
-from intern_trainer.plan.estimate import Estimate, Estimator, HasModel
+from intern_trainer.plan.built import HasModel
+from intern_trainer.plan.cut import Cut, check_cut, cut_of
+from intern_trainer.plan.estimate import Estimate, Estimator
 from intern_trainer.plan.fit import Fits, advice, best, fits
 from intern_trainer.plan.goodput import daly, goodput, young
 from intern_trainer.plan.hardware import Cluster, find_device
@@ -13,7 +16,7 @@ from intern_trainer.plan.model import Weights
 from intern_trainer.plan.saves import Saves, saves_of
 from intern_trainer.plan.settings import settings_of
 
-__all__ = ["Cluster", "Failures", "Plan", "Stage", "find_device", "plan"]
+__all__ = ["Cluster", "Cut", "Failures", "Plan", "Stage", "check_cut", "cut_of", "find_device", "plan"]
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,15 @@ class Failures:
 @dataclass(frozen=True)
 class Plan:
     """Attributes:
-    stages: of the pipeline. paces: of each phase of the run, in order (side of the picture, share of the samples,
-        estimate). samples: of the whole run. days: for them, failures included.
+    weights: of the whole model. cut: of the pipeline, if there is one. stages: of the pipeline. paces: of each phase of
+        the run, in order (side of the picture, share of the samples, estimate). samples: of the whole run. days: for
+        them, failures included.
     """
 
     config: Config
     cluster: Cluster
+    weights: Weights
+    cut: Cut | None
     stages: list[Stage]
     paces: list[tuple[int, float, Estimate]]
     flops: dict[int, int]
@@ -62,12 +68,6 @@ class Plan:
     failures: Failures
     fits: Fits
     recommendation: str
-
-    @property
-    def weights(self) -> Weights:
-        """Of the whole model, all stages together."""
-        (stage,) = self.stages
-        return stage.weights
 
     @property
     def days(self) -> float:
@@ -94,7 +94,8 @@ def plan(
         ConfigError: the batch cannot be divided over the devices.
     """
     settings = settings_of(config)
-    estimator = Estimator(config, task, config.parallel.sync_batch_norm and cluster.devices > 1)
+    ranks = data_ranks(config, cluster.devices)
+    estimator = Estimator(config, task, config.parallel.sync_batch_norm and ranks > 1)
     whole = estimator.spans[-1].end_sample
     paces = [
         (
@@ -109,11 +110,25 @@ def plan(
     saves = saves_of(config, estimator.weights, estimate, cluster, save_seconds)
     failures = _failures(saves, estimate, cluster)
     samples = float(samples or whole)
+    cut = estimator.cut(recompute, cluster) if config.parallel.pipeline > 1 else None
+    stages = [
+        Stage(
+            f"stage {part.stage}" if cut else "model",
+            range(part.stage * ranks, (part.stage + 1) * ranks),
+            part.weights,
+            e,
+        )
+        for part, e in zip(
+            estimator.parts(recompute, cluster),
+            estimator.estimates(span, settings, recompute, cluster),
+            strict=True,
+        )
+    ]
     chosen = best(estimator, span, settings, cluster)
     changed = [(side, share, chosen if i == widest else e) for i, (side, share, e) in enumerate(paces)]
     days = _days(samples, [(side, share, e) for side, share, e in changed if e is not None], failures)
     return Plan(
-        config, cluster, [Stage("model", range(cluster.devices), estimator.weights, estimate)], paces,
+        config, cluster, estimator.weights, cut, stages, paces,
         estimator.flops, samples, saves, failures, fits(estimator, span, settings, recompute, cluster),
         advice(chosen, days, samples, cluster),
     )  # fmt: skip

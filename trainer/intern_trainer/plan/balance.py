@@ -44,6 +44,7 @@ def cut_chain(n: int, k: int, cost: PieceCost, allowed: Collection[int]) -> list
 
 def balance(
     seconds: Sequence[float],
+    state: Sequence[float],
     memory: Sequence[float],
     in_flight: Sequence[Sequence[int]],
     allowed: Collection[int],
@@ -54,7 +55,8 @@ def balance(
     places of the cuts between them, all others as they are, are exact again: sweeps of that, until none helps.
 
     Args:
-        seconds, memory: of each link: for a micro-batch; bytes that each micro-batch in flight keeps.
+        seconds, state, memory: of each link: for a micro-batch; bytes that are always there; bytes that each
+            micro-batch in flight keeps.
         in_flight: micro-batches of each rank's chunks, [p][chunks].
         allowed: see `cut_chain`.
 
@@ -62,24 +64,24 @@ def balance(
         links in each piece, or None where there are too few places to cut at.
     """
     n, ranks, chunks = len(seconds), len(in_flight), len(in_flight[0])
-    times, held = [0.0, *accumulate(seconds)], [0.0, *accumulate(memory)]
+    times, always, held = ([0.0, *accumulate(of_links)] for of_links in (seconds, state, memory))
 
     def time(_: int, i: int, j: int) -> float:
         return times[j] - times[i]
 
     def kept(k: int, i: int, j: int) -> float:
-        return in_flight[k % ranks][k // ranks] * (held[j] - held[i])
+        return always[j] - always[i] + in_flight[k % ranks][k // ranks] * (held[j] - held[i])
 
     cut = cut_chain(n, ranks * chunks, time, allowed)
-    improved = cut is not None
+    if cut is None:
+        return None
+    improved = True
     while improved:
         improved = False
         for first in range(ranks * (chunks - 1) + 1):
             better = _between(cut, first, ranks, _with_others(cut, first, ranks, time), allowed)
             if rank_loads(better, ranks, time) < rank_loads(cut, ranks, time):
                 cut, improved = better, True
-    if cut is None:
-        return None
     most = (1 + EQUAL) * rank_loads(cut, ranks, time)[0]
     for first in range(ranks * (chunks - 1) + 1):
         busy, full = (_with_others(cut, first, ranks, cost) for cost in (time, kept))

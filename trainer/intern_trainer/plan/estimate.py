@@ -4,40 +4,28 @@ a matter of arithmetic.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
 
 import torch
-from intern_zoo.metanet.norm import BatchNorm
-from torch import Tensor, nn
 
 from intern_trainer.blocks import blocks_of
 from intern_trainer.config.checks import BatchPlan, batch_plan
 from intern_trainer.config.phases import Phases, Span
+from intern_trainer.config.pipeline import data_ranks
 from intern_trainer.config.schema import Config
-from intern_trainer.data import Views
 from intern_trainer.observe.flops import count_flops
 from intern_trainer.plan import states
+from intern_trainer.plan.built import TYPES, HasModel, build_on_meta, inputs_of
+from intern_trainer.plan.cut import MEASURED, Chain, Cut, best_cut, measured_samples, widest
 from intern_trainer.plan.hardware import Cluster
 from intern_trainer.plan.loss import loss_bytes
 from intern_trainer.plan.measure import Cost, measure
-from intern_trainer.plan.memory import Memory, activations, memory, recomputed
+from intern_trainer.plan.memory import RECOMPUTE, Memory, memory, recomputed
 from intern_trainer.plan.model import Weights, weigh
 from intern_trainer.plan.settings import BYTES, Settings
 from intern_trainer.plan.speed import Pace, pace
+from intern_trainer.plan.stages import Part, in_turn, parts_of, whole_part
 from intern_trainer.plan.traffic import Collective, traffic
-
-MEASURED = 4
-"""Samples of the micro-batch that is measured; what it takes grows in proportion."""
-TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class HasModel(Protocol):
-    """What a plan asks of a task."""
-
-    @property
-    def views(self) -> Views: ...
-    def build_model(self) -> nn.Module: ...
 
 
 @dataclass(frozen=True)
@@ -67,43 +55,88 @@ class Estimator:
             self.weights: Weights = weigh(task.build_model(), config)
         self.flops = count_flops(config, task)
         sides = sorted({span.image_size for span in self.spans})
-        self.costs: dict[int, Cost] = {side: _measure(config, task, side, shared_norms) for side in sides}
+        self.chains: dict[int, Chain] = {}
+        self._cuts: dict[str, Cut] = {}
+        self._parts: dict[str, list[Part]] = {}
+        if config.parallel.pipeline == 1:
+            costs = {side: _measure(config, task, side, shared_norms) for side in sides}
+            self._parts = {mode: [whole_part(self.weights, costs)] for mode in RECOMPUTE}
+        else:
+            self.chains = {
+                span.image_size: Chain(config, task, span.image_size, measured_samples(span), shared_norms)
+                for span in self.spans
+            }
+
+    def cut(self, recompute: str, cluster: Cluster) -> Cut:
+        """Of a pipeline, balanced once, on the first cluster that is asked about."""
+        if recompute not in self._cuts:
+            span = widest(self.spans)
+            batch = batch_plan(self.config, data_ranks(self.config, cluster.devices), span)
+            self._cuts[recompute] = best_cut(self.chains[span.image_size], batch, cluster, recompute)
+        return self._cuts[recompute]
+
+    def parts(self, recompute: str, cluster: Cluster) -> list[Part]:
+        """What each stage holds."""
+        if recompute not in self._parts:
+            self._parts[recompute] = parts_of(self.cut(recompute, cluster), self.chains)
+        return self._parts[recompute]
 
     def estimate(
         self, span: Span, settings: Settings, recompute: str, cluster: Cluster, micro: int | None = None
     ) -> Estimate:
-        """One phase of the run on all of the cluster's devices; `micro` in place of the recipe's.
+        """One phase of the run on all of the cluster's devices, by the stage that holds most; `micro` in place of the
+        recipe's.
 
         Raises:
             ConfigError: the batch cannot be divided so.
         """
-        config, cost = self.config, self.costs[span.image_size]
-        batch = batch_plan(config, cluster.devices, span)
+        found = self.estimates(span, settings, recompute, cluster, micro)
+        return max(found, key=lambda estimate: estimate.memory.peak)
+
+    def estimates(
+        self, span: Span, settings: Settings, recompute: str, cluster: Cluster, micro: int | None = None
+    ) -> list[Estimate]:
+        """See `estimate`; of every stage. The pace is the whole pipeline's."""
+        config = self.config
+        batch = batch_plan(config, data_ranks(config, cluster.devices), span)
         if micro is not None:
             together = max(1, batch.micro * batch.together // micro) if config.train.cached_micro_batches else 1
             batch = BatchPlan(micro, batch.per_rank // micro, batch.world_size, together)
-        again = recomputed(cost, recompute)
+        parts = self.parts(recompute, cluster)
+        found = [self._of(part, span.image_size, settings, recompute, cluster, batch) for part in parts]
+        waited = in_turn([estimate.pace for estimate in found], config, batch)
+        return [replace(estimate, pace=waited) for estimate in found]
+
+    def _of(
+        self, part: Part, side: int, settings: Settings, recompute: str, cluster: Cluster, batch: BatchPlan
+    ) -> Estimate:
+        """Of one stage, as if it ran by itself."""
+        config, cost, weights = self.config, part.whole(side), part.weights
+        again = self.chains[side].again(recompute) if self.chains else recomputed(cost, recompute)
         norms = [width for unit in cost.units if unit.name in again for width in unit.norm_widths]
-        collectives = traffic(config, self.weights, settings, batch, norms)
+        collectives = [
+            *traffic(config, weights, settings, batch, norms, part.has_loss),
+            *part.sends(config, side, batch),
+        ]
         held = memory(
-            self.weights,
+            weights,
             settings,
             batch.world_size,
-            activations(cost, again, batch.micro),
-            self.batch_bytes(span.image_size, batch.micro),
-            loss_bytes(config, batch.micro * batch.together, batch.micro, batch.world_size),
+            part.held(config, side, again, batch),
+            self.batch_bytes(side, batch.micro, part.has_pictures),
+            loss_bytes(config, batch.micro * batch.together, batch.micro, batch.world_size) if part.has_loss else 0,
             cluster.device.context,
+            part.travelling(side, batch),
         )
-        part = states.updated(self.weights, settings, batch.world_size)
+        updated = states.updated(weights, settings, batch.world_size)
         speed = pace(
-            cost, again, batch, collectives, settings, part, self.flops[span.image_size], cluster,
-            config.train.precision,
-        )  # fmt: skip
+            cost, again, batch, collectives, settings, updated, self.flops[side], cluster, config.train.precision
+        )
         return Estimate(settings, recompute, batch, held, speed, collectives)
 
-    def batch_bytes(self, side: int, samples: int) -> int:
+    def batch_bytes(self, side: int, samples: int, pictures: bool = True) -> int:
         """Pictures in fp32 and in the precision of the run, and token ids, of all views."""
-        picture = 3 * side * side * (4 + BYTES[self.config.train.precision])
+        picture = 3 * side * side * (4 + BYTES[self.config.train.precision]) if pictures else 0
         return samples * self.views[0] * picture + samples * self.views[1] * 8 * self.config.model.text.context_length
 
     @property
@@ -114,19 +147,9 @@ class Estimator:
 
 
 def _measure(config: Config, task: HasModel, side: int, shared_norms: bool) -> Cost:
-    """The towers on all views of `MEASURED` samples. Captions are taken as full, and what only a loss adds (DeCLIP's
-    heads, the local phase's) as small."""
-    with torch.device("meta"):
-        model = task.build_model()
-    for module in model.modules():
-        if shared_norms and isinstance(module, BatchNorm):
-            module.reduce_stats = torch.clone  # as a sum over ranks, it makes a new vector
-    views, length = task.views, config.model.text.context_length
-
-    def inputs() -> dict[str, Tensor]:
-        pictures = torch.zeros(MEASURED * views.images, 3, side, side)
-        return {"image": pictures, "text": torch.zeros(MEASURED * views.captions, length, dtype=torch.long)}
-
-    cost = measure(model, inputs, blocks_of(model), TYPES[config.train.precision])
+    """The towers on all views of `MEASURED` samples. What only a loss adds (DeCLIP's heads, the local phase's) is taken
+    as small."""
+    model = build_on_meta(task, shared_norms)
+    cost = measure(model, inputs_of(config, task, side, MEASURED), blocks_of(model), TYPES[config.train.precision])
     cost.samples = MEASURED
     return cost

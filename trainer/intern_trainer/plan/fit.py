@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from intern_trainer.config.phases import Span
+from intern_trainer.config.pipeline import data_ranks
 from intern_trainer.plan.estimate import Estimate, Estimator
 from intern_trainer.plan.hardware import GIB, Cluster
 from intern_trainer.plan.memory import RECOMPUTE
@@ -30,10 +31,9 @@ def divisors(number: int) -> list[int]:
 
 
 def fits(estimator: Estimator, span: Span, settings: Settings, recompute: str, cluster: Cluster) -> Fits:
-    per_rank = span.global_batch // cluster.devices
     sizes = [
         micro
-        for micro in divisors(per_rank)
+        for micro in _sizes(estimator, span, cluster)
         if _fit(estimator.estimate(span, settings, recompute, cluster, micro), cluster)
     ]
     micro = estimator.estimate(span, settings, recompute, cluster).batch.micro
@@ -44,13 +44,22 @@ def _smallest(
     estimator: Estimator, span: Span, settings: Settings, recompute: str, cluster: Cluster, micro: int
 ) -> int | None:
     devices = 1
+    stages = estimator.config.parallel.pipeline
     while devices <= MOST_DEVICES:
-        if span.global_batch % (devices * micro) == 0:
-            smaller = replace(cluster, devices=devices)
-            if _fit(estimator.estimate(span, _on(settings, devices), recompute, smaller, micro), smaller):
-                return devices
+        smaller = replace(cluster, devices=devices * stages)
+        divides = span.global_batch % (devices * micro) == 0 and micro in _sizes(estimator, span, smaller)
+        if divides and _fit(estimator.estimate(span, _on(settings, devices), recompute, smaller, micro), smaller):
+            return smaller.devices
         devices *= 2
     return None
+
+
+def _sizes(estimator: Estimator, span: Span, cluster: Cluster) -> list[int]:
+    """Micro-batches that divide a rank's share; of an interleaved pipeline, in groups of as many as it has stages."""
+    config = estimator.config
+    share, stages = span.global_batch // data_ranks(config, cluster.devices), config.parallel.pipeline
+    grouped = stages if config.parallel.schedule == "interleaved" else 1
+    return [micro for micro in divisors(share) if share // micro % grouped == 0]
 
 
 def _on(settings: Settings, devices: int) -> Settings:
@@ -74,9 +83,10 @@ def best(estimator: Estimator, span: Span, settings: Settings, cluster: Cluster)
 def _ways(estimator: Estimator, span: Span, settings: Settings, cluster: Cluster) -> Iterator[Estimate]:
     first = 0 if settings.weight == 4 else 1  # half precision at ZeRO-0 runs as ZeRO-1
     stages = [replace(settings, stage=stage, hpz=1) for stage in range(first, 4)]
-    if cluster.nodes > 1 and cluster.devices % cluster.per_node == 0:
+    ranks = data_ranks(estimator.config, cluster.devices)
+    if ranks > cluster.per_node and ranks % cluster.per_node == 0:
         stages.append(replace(settings, stage=3, hpz=cluster.per_node))
-    sizes = divisors(span.global_batch // cluster.devices)
+    sizes = _sizes(estimator, span, cluster)
     for way in stages:
         for recompute in RECOMPUTE:
             for micro in sizes:

@@ -142,6 +142,11 @@ class Cluster:
             return LINK_CEILING * min(inside, self.device.nic * min(self.per_node, self.devices))
         return LINK_CEILING * inside
 
+    def between(self, distance: int) -> float:
+        """Bytes a second from a rank to the one that is `distance` ranks away."""
+        device = self.device
+        return LINK_CEILING * (device.link if distance < self.per_node else min(device.link, device.nic))
+
 
 def cpu(ranks: int) -> Device:
     """This machine's share of one of `ranks` processes. Memory bandwidth is that of one channel of DDR4, shared."""

@@ -13,7 +13,7 @@ from intern_zoo.metanet.layers import DropPath
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from intern_trainer.plan.measure import OUTSIDE, Cost, Inputs, Meter, Unit, largest_parameter, make_fake
+from intern_trainer.plan.measure import OUTSIDE, Cost, Inputs, Meter, Unit, described, largest_parameter, make_fake
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def measure_links(links: Sequence[Link], inputs: Inputs, dtype: torch.dtype) -> 
             if key not in known:
                 known[key] = _measure(link, carry, own)
             cost, carry = known[key]
-            found.append(replace(cost, unit=replace(cost.unit, name=link.unit)))
+            found.append(replace(cost, unit=replace(cost.unit, name=link.unit, **described(link))))
     return found
 
 

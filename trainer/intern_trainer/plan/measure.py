@@ -242,8 +242,13 @@ class Meter(TorchDispatchMode):
 
 
 def _unit_of(name: str, module: nn.Module) -> Unit:
+    return Unit(name, sum(p.numel() for p in module.parameters()), **described(module))
+
+
+def described(module: nn.Module) -> dict[str, Any]:
+    """`cheap` and `norm_widths` of its unit."""
     widths = tuple(m.num_features for m in module.modules() if isinstance(m, BatchNorm))
-    return Unit(name, sum(p.numel() for p in module.parameters()), repeats_cheaply(module), widths)
+    return {"cheap": repeats_cheaply(module), "norm_widths": widths}
 
 
 def _own(model: nn.Module) -> list[Tensor]:

@@ -66,14 +66,23 @@ def activations(cost: Cost, again: Collection[str], samples: int) -> Activations
 
 
 def memory(
-    weights: Weights, settings: Settings, ranks: int, held: Activations, batch: int, loss: int, context: float
+    weights: Weights,
+    settings: Settings,
+    ranks: int,
+    held: Activations,
+    batch: int,
+    loss: int,
+    context: float,
+    travelling: int = 0,
 ) -> Memory:
     """Args:
-    held: of a micro-batch. batch: bytes of its tensors. loss: see `loss_bytes`. context: of the device.
+    held: of a micro-batch, or of all that are in flight. batch: bytes of its tensors. loss: see `loss_bytes`.
+    context: of the device. travelling: bytes that are on their way to and from other stages.
     """
     resident = states.resident(weights, settings, ranks)
     backward = states.in_backward(weights, settings, ranks)
     backward |= {"activations": held.saved, "backward's own": held.working, "batch": batch, "loss": loss}
+    backward |= {"between stages": travelling}
     update = states.in_update(weights, settings, ranks)
     host: Bytes = {}
     names = (ON_HOST if settings.offload_optimizer else set()) | ({"parameters"} if settings.offload_weights else set())

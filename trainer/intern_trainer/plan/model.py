@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from intern_zoo.metanet.norm import BatchNorm
@@ -44,14 +45,20 @@ class Weights:
         return [size for group in (*self.groups, self.frozen) for size in group]
 
 
-def weigh(model: nn.Module, config: Config) -> Weights:
-    """Of a model on any device, incl. meta; shared parameters count once."""
-    groups = parameter_groups(model, config)
-    own = [sum(p.numel() for p in module.parameters(recurse=False)) for module in model.modules()]
+def weigh(model: nn.Module, config: Config, part: Sequence[nn.Module] | None = None) -> Weights:
+    """Of a model on any device, incl. meta; shared parameters count once.
+
+    Args:
+        part: modules that hold some of the model's parameters, which alone are weighed.
+    """
+    held = model if part is None else nn.ModuleList(part)
+    kept = {id(parameter) for parameter in held.parameters()}
+    groups = [[p.numel() for p in group["params"] if id(p) in kept] for group in parameter_groups(model, config)]
+    own = [sum(p.numel() for p in module.parameters(recurse=False)) for module in held.modules()]
     return Weights(
-        groups=tuple(tuple(p.numel() for p in group["params"]) for group in groups),
-        frozen=tuple(p.numel() for p in model.parameters() if not p.requires_grad),
+        groups=tuple(tuple(group) for group in groups if group),
+        frozen=tuple(p.numel() for p in held.parameters() if not p.requires_grad),
         largest_module=max(own),
-        norm_widths=tuple(m.num_features for m in model.modules() if isinstance(m, BatchNorm)),
-        buffer_bytes=sum(math.prod(b.shape) * b.element_size() for b in model.buffers()),
+        norm_widths=tuple(m.num_features for m in held.modules() if isinstance(m, BatchNorm)),
+        buffer_bytes=sum(math.prod(b.shape) * b.element_size() for b in held.buffers()),
     )

@@ -60,8 +60,9 @@ class Settings:
 
 
 def settings_of(config: Config) -> Settings:
-    zero = ZERO_DEFAULTS | config.ds.get("zero_optimization", {})
     stage, weight = ds.zero_stage(config), BYTES[config.train.precision]
+    unforeseen = {"stage3_prefetch_bucket_size": 0} if config.parallel.pipeline > 1 else {}  # see `ds.effective`
+    zero = ZERO_DEFAULTS | unforeseen | config.ds.get("zero_optimization", {})
     summed = config.ds.get("data_types", {}).get("grad_accum_dtype")
     return Settings(
         stage=stage,

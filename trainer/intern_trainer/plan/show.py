@@ -13,6 +13,7 @@ from intern_trainer.plan import Plan, Stage
 from intern_trainer.plan.estimate import Estimate
 from intern_trainer.plan.fit import name_of
 from intern_trainer.plan.hardware import GIB
+from intern_trainer.plan.stages import bubble_line
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
@@ -29,6 +30,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         },
         "parameters": {"total": plan.weights.total, "trained": plan.weights.trained},
         "forward_flops": plan.flops,
+        "cut": {**vars(plan.cut), "imbalance": plan.cut.imbalance} if plan.cut else None,
         "stages": [_stage(stage) for stage in plan.stages],
         "phases": [{"image_size": side, "share": share, **_pace(e)} for side, share, e in plan.paces],
         "samples": plan.samples,
@@ -75,6 +77,8 @@ def _pace(estimate: Estimate) -> dict[str, Any]:
 def show(plan: Plan, console: Console) -> None:
     """Print the plan."""
     console.print(_title(plan), style="bold")
+    if plan.cut:
+        console.print(f"cut of the model's chain\n{plan.cut.table()}\n", highlight=False, markup=False, soft_wrap=True)
     for stage in plan.stages:
         console.print(_memory(stage, plan))
         if stage.estimate.collectives:
@@ -131,9 +135,10 @@ def _speed(plan: Plan) -> Table:
         table.add_column(column, justify="right")
     for side, share, e in plan.paces:
         pace = e.pace
+        waiting = pace.exposed + pace.bubble * pace.compute
         table.add_row(
             str(side), f"{share:.0%}", str(e.batch.micro), str(e.batch.accumulation), f"{pace.step:.3g}",
-            f"{pace.exposed / pace.step:.0%}", f"{pace.images_per_second:,.0f}", f"{pace.mfu:.1%}",
+            f"{waiting / pace.step:.0%}", f"{pace.images_per_second:,.0f}", f"{pace.mfu:.1%}",
         )  # fmt: skip
     return table
 
@@ -143,7 +148,9 @@ def _lines(plan: Plan) -> list[str]:
     measured = "measured" if saves.measured else "from its bytes"
     how = "are written in the background" if saves.in_background else "hold up training while they are written"
     micro = f"largest micro-batch that fits: {fits.largest_micro or 'none'}"
+    batch = plan.stages[0].estimate.batch
     return [
+        *([bubble_line(plan.config, batch.accumulation)] if plan.cut else []),
         f"{plan.days:.3g} days for {plan.samples:,.0f} samples, failures included",
         f"checkpoints ({show_bytes(saves.state)}) {how}: a copy takes {show_bytes(saves.snapshot)} of host memory for "
         f"each rank, a node has {show_bytes(saves.host_free)} of {show_bytes(saves.host_total)} free; writing takes "

@@ -20,7 +20,8 @@ HOST_LINK = 25e9
 class Pace:
     """Seconds of one step. Attributes:
     compute: forward and backward, what is computed again included. update: of the optimizer.
-    communication: all of it. exposed: the part that nothing hides.
+    communication: all of it. exposed: the part that nothing hides. bubble: share of `compute` in which a stage waits
+        for others while the pipeline fills and empties.
     """
 
     compute: float
@@ -29,6 +30,7 @@ class Pace:
     exposed: float
     samples: int
     mfu: float
+    bubble: float = 0.0
 
     @property
     def step(self) -> float:

@@ -63,12 +63,12 @@ def in_update(weights: Weights, settings: Settings, ranks: int) -> Bytes:
         flattened = FP32 * min(weights.trained, FLATTENED) if ranks > 1 else 0
         return {"gradients": FP32 * weights.trained, "buckets": flattened}
     if settings.stage == 3:
-        largest = max(_parts(group, ranks) for group in weights.groups)
-        biggest_tensor = max(-(-size // ranks) for group in weights.groups for size in group)
+        largest = max((_parts(group, ranks) for group in weights.groups), default=0)
+        biggest_tensor = max((-(-size // ranks) for group in weights.groups for size in group), default=0)
         return {"fp32 gradients": FP32 * min(largest, settings.sub_group + biggest_tensor)}
     return {
         "gradients": settings.gradient * _touched(weights, ranks),
-        "fp32 gradients": FP32 * max(_padded(group, ranks) // ranks for group in weights.groups),
+        "fp32 gradients": FP32 * max((_padded(group, ranks) // ranks for group in weights.groups), default=0),
     }
 
 

@@ -20,15 +20,17 @@ from intern_trainer.plan.settings import BYTES, Settings
 FP32 = 4
 LATENCY = 30e-6
 """Seconds of a small collective over nodes: 270 of a step's batch norms took 5 to 10 ms by the reference cost model."""
-FACTORS = {"all_reduce": 2.0, "all_gather": 1.0, "reduce_scatter": 1.0, "send": 1.0}
-"""Times the share (n - 1) / n of the full tensor that crosses each rank's wire in a ring of n (`send`: all of it)."""
+FACTORS = {"all_reduce": 2.0, "all_gather": 1.0, "reduce_scatter": 1.0, "send": 1.0, "to stages": 1.0}
+"""Times the share (n - 1) / n of the full tensor that crosses each rank's wire in a ring of n (`send`, `to stages`: all
+of it)."""
 
 
 @dataclass(frozen=True)
 class Collective:
     """Attributes:
     kind: of `FACTORS`. what: is sent. payload: bytes of the full tensors, all calls of a step together.
-    calls: of a step, where they are small and many (1: large, in buckets). ranks: that take part.
+    calls: of a step, where they are small and many (1: large, in buckets). ranks: that take part; `to stages`, each
+        rank sends to one that is so many ranks away.
     overlaps: whether it runs while the model computes.
     """
 
@@ -42,38 +44,42 @@ class Collective:
     @property
     def wire(self) -> float:
         """Bytes that each rank sends."""
-        share = 1.0 if self.kind == "send" else (self.ranks - 1) / self.ranks
+        share = 1.0 if self.kind in ("send", "to stages") else (self.ranks - 1) / self.ranks
         return FACTORS[self.kind] * share * self.payload
 
     def seconds(self, cluster: Cluster) -> float:
-        return self.wire / cluster.bandwidth(self.ranks) + self.calls * LATENCY
+        rate = cluster.between(self.ranks) if self.kind == "to stages" else cluster.bandwidth(self.ranks)
+        return self.wire / rate + self.calls * LATENCY
 
 
 def traffic(
-    config: Config, weights: Weights, settings: Settings, batch: BatchPlan, recomputed_norms: Sequence[int] = ()
+    config: Config,
+    weights: Weights,
+    settings: Settings,
+    batch: BatchPlan,
+    recomputed_norms: Sequence[int] = (),
+    loss: bool = True,
 ) -> list[Collective]:
-    """Of one step of the run's batch.
+    """Of one step of the run's batch, among the ranks that divide it.
 
     Args:
-        recomputed_norms: channels of each batch norm in a block that is computed again.
+        recomputed_norms: channels of each batch norm in a block that is computed again. loss: whether it is made here.
     """
     if batch.world_size == 1:
         return []
-    found = [
-        *_state(weights, settings, batch),
-        *_norms(config, weights, batch, recomputed_norms),
-        *_loss(config, batch),
-    ]
+    found = [*_state(config, weights, settings, batch), *_norms(config, weights, batch, recomputed_norms)]
+    found += _loss(config, batch) if loss else ()
     return [collective for collective in found if collective.payload]
 
 
-def _state(weights: Weights, settings: Settings, batch: BatchPlan) -> Iterator[Collective]:
+def _state(config: Config, weights: Weights, settings: Settings, batch: BatchPlan) -> Iterator[Collective]:
     n, passes = batch.world_size, batch.accumulation
+    reduced = passes if config.parallel.pipeline == 1 else 1  # a pipeline reduces its gradients once a step
     if settings.stage == 0:
         yield Collective("all_reduce", "gradients", FP32 * weights.trained, n, overlaps=False)
         return
     if settings.stage < 3:
-        times = 1 if settings.stage == 1 else passes
+        times = 1 if settings.stage == 1 else reduced
         yield Collective("all_reduce", "gradients", settings.weight * weights.trained * times, n, settings.two_buckets)
         updated = states.resident(weights, settings, n)["parameters"] - settings.weight * sum(weights.frozen)
         yield Collective("all_gather", "updated weights", updated, n, overlaps=False)
@@ -83,7 +89,7 @@ def _state(weights: Weights, settings: Settings, batch: BatchPlan) -> Iterator[C
     yield Collective("all_gather", "weights, forward", settings.weight * movable * passes * (1 + again), n)
     near = settings.hpz if settings.hpz > 1 else n
     yield Collective("all_gather", "weights, backward", settings.weight * (movable - kept) * passes, near)
-    yield Collective("reduce_scatter", "gradients", settings.weight * weights.trained * passes, n)
+    yield Collective("reduce_scatter", "gradients", settings.weight * weights.trained * reduced, n)
     yield Collective("all_gather", "small weights", settings.weight * states.persistent(weights, settings), n, False)
 
 

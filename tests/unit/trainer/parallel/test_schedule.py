@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from intern_trainer.config.pipeline import bubble
-from intern_trainer.parallel.schedule import Action, actions, forward_only, span
+from intern_trainer.parallel.schedule import Action, actions, bubble, forward_only, span
 
 CASES = [
     (kind, stages, chunks, micro)

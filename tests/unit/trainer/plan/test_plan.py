@@ -17,7 +17,10 @@ from intern_trainer.plan import Cluster, Plan, find_device
 from intern_trainer.plan.fit import name_of
 from intern_trainer.plan.hardware import DEVICES, GIB
 from intern_trainer.plan.picture import memory_bars
+from intern_trainer.plan.show import as_json, show
+from intern_trainer.plan.stages import bubble_line
 from intern_trainer.plan.traffic import Collective
+from rich.console import Console
 
 ON_8 = Cluster(DEVICES["H100"], 8, 8)
 
@@ -145,3 +148,38 @@ def test_memory_bars_are_as_long_as_their_parts(plan: Plan) -> None:
     widths = [float(box.get("width", "0")) for box in boxes]
     scale = sum(widths) / sum(parts.values())
     assert widths == pytest.approx([size * scale for size in parts.values()], abs=0.3)
+
+
+def test_a_pipeline_has_a_plan_of_each_stage(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    picture = tmp_path / "plan.svg"
+    piped = ("parallel.pipeline=2", "train.micro_batch=8", "train.precision=bf16")
+    config = load_config(overrides=list(piped))
+    plan = plan_recipe(config, Cluster(DEVICES["H100"], 4, 8))
+    assert [stage.ranks for stage in plan.stages] == [range(2), range(2, 4)]
+    assert sum(stage.weights.total for stage in plan.stages) == plan.weights.total
+    first, last = (stage.estimate for stage in plan.stages)
+    assert first.batch.accumulation == 8
+    assert first.pace == last.pace
+    assert first.pace.bubble == pytest.approx(1 / 9)
+    assert first.pace.mfu == pytest.approx(last.pace.mfu)
+    assert "loss" not in first.memory.backward
+    assert "loss" in last.memory.backward
+    sent = {c.what: c.payload for c in first.collectives if c.kind == "to stages"}
+    back = {c.what: c.payload for c in last.collectives if c.kind == "to stages"}
+    assert list(sent) == ["features to the next stage"]
+    assert list(back) == ["their gradients"]
+    assert sent["features to the next stage"] == back["their gradients"] > 0
+    picture.write_text(memory_bars(plan), encoding="utf-8")
+    assert "stage 1, 2 ranks" in picture.read_text()
+    show(plan, Console(width=120))
+    out = capsys.readouterr().out
+    bubble = "8 micro-batch(es) of a step in 2 stages by 1f1b: 11.1%"
+    for words in ("busiest over mean", "parallel.cut=[", "stage 1", bubble):
+        assert words in out
+    assert as_json(plan)["cut"]["pieces"] == plan.cut.pieces  # type: ignore[union-attr]
+
+
+def test_fewer_micro_batches_than_stages_are_noted() -> None:
+    config = load_config(overrides=["parallel.pipeline=4"])
+    assert "fewer stages, leaves less" in bubble_line(config, 2)
+    assert "leaves less" not in bubble_line(config, 4)

@@ -1,0 +1,44 @@
+"""A recipe's model as a plan takes it: on meta, and what it is called with."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from intern_zoo.metanet.norm import BatchNorm
+from torch import Tensor, nn
+
+from intern_trainer.config.schema import Config
+from intern_trainer.data import Views
+from intern_trainer.plan.measure import Inputs
+
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class HasModel(Protocol):
+    """What a plan asks of a task."""
+
+    @property
+    def views(self) -> Views: ...
+    def build_model(self) -> nn.Module: ...
+
+
+def build_on_meta(task: HasModel, shared_norms: bool) -> nn.Module:
+    """`shared_norms`: batch norms share statistics over ranks, which keeps more for their backward passes."""
+    with torch.device("meta"):
+        model = task.build_model()
+    for module in model.modules():
+        if shared_norms and isinstance(module, BatchNorm):
+            module.reduce_stats = torch.clone  # as a sum over ranks, it makes a new vector
+    return model
+
+
+def inputs_of(config: Config, task: HasModel, side: int, samples: int) -> Inputs:
+    """All views of so many samples; captions are taken as full."""
+    views, length = task.views, config.model.text.context_length
+
+    def inputs() -> dict[str, Tensor]:
+        pictures = torch.zeros(samples * views.images, 3, side, side)
+        return {"image": pictures, "text": torch.zeros(samples * views.captions, length, dtype=torch.long)}
+
+    return inputs
