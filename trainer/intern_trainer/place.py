@@ -11,6 +11,7 @@ from intern_zoo.chain import links
 from intern_trainer.config.schema import Config
 from intern_trainer.parallel import Grid, Placement, alone
 from intern_trainer.plan.cut import Cut, cut_of
+from intern_trainer.plan.hardware import DEVICES, Cluster
 from intern_trainer.tasks import Task
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,8 @@ def place_model(config: Config, task: Task, grid: Grid) -> tuple[Placement, int]
         return alone(grid.world), 0
 
     def cut() -> Cut:
-        made = cut_of(config, task)
+        # weighed for one kind of device, so that every machine makes the same cut
+        made = cut_of(config, task, Cluster(DEVICES["H100"], grid.world.world_size, 8), config.parallel.recompute)
         log.info("%s", made.table())
         return made
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
+from intern_zoo.chain import Link
 from intern_zoo.metanet.norm import BatchNorm
+from intern_zoo.text import create_text_transformer
+from intern_zoo.text.packed import PackedTextTransformer
 from torch import Tensor, nn
 
 from intern_trainer.config.schema import Config
@@ -31,6 +34,18 @@ def build_on_meta(task: HasModel, shared_norms: bool) -> nn.Module:
         if shared_norms and isinstance(module, BatchNorm):
             module.reduce_stats = torch.clone  # as a sum over ranks, it makes a new vector
     return model
+
+
+def with_full_captions(link: Link, config: Config) -> None:
+    """A packed text tower computes as many tokens as captions have, which fake ones do not say: in its place the plain
+    one, of the same parameters."""
+    tower = getattr(link, "text", None)
+    if isinstance(tower, PackedTextTransformer):
+        text = config.model.text
+        with torch.device("meta"):
+            link.text = create_text_transformer(
+                config.model.embed_dim, text.width, text.layers, text.heads, text.context_length, tower.vocab_size
+            )
 
 
 def inputs_of(config: Config, task: HasModel, side: int, samples: int) -> Inputs:

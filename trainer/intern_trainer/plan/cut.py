@@ -23,7 +23,7 @@ from intern_trainer.errors import ConfigError
 from intern_trainer.parallel.schedule import actions
 from intern_trainer.plan import states
 from intern_trainer.plan.balance import balance
-from intern_trainer.plan.built import TYPES, HasModel, build_on_meta, inputs_of
+from intern_trainer.plan.built import TYPES, HasModel, build_on_meta, inputs_of, with_full_captions
 from intern_trainer.plan.hardware import GIB, Cluster
 from intern_trainer.plan.links import LinkCost, chain_cost, measure_links
 from intern_trainer.plan.measure import Cost
@@ -107,6 +107,8 @@ class Chain:
         self._links = links(self.model)  # type: ignore[arg-type]
         self.blocks = {name for name, _ in blocks_of(self.model)}
         measured = links(build_on_meta(task, shared_norms))  # type: ignore[arg-type]
+        for link in measured:
+            with_full_captions(link, config)
         self.costs = measure_links(measured, inputs_of(config, task, side, samples), TYPES[config.train.precision])
         self._text = [i for i, cost in enumerate(self.costs) if cost.tower == "text"]
         self._image = [i for i, cost in enumerate(self.costs) if cost.tower == "image"]

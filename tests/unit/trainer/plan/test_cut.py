@@ -233,3 +233,9 @@ def test_links_cost_what_the_model_costs() -> None:
     # the text first: the same links, and what it has made travels with the pictures' maps
     assert sum(cost.sent for cost in chain.ordered("first")) > 0
     assert {cost.unit.name for cost in chain.ordered("first")} == {cost.unit.name for cost in chain.costs}
+
+
+def test_a_packed_text_tower_is_one_link_with_full_captions() -> None:
+    packed = debug_cut("parallel.pipeline=2", "model.text.pack=true")
+    assert len(packed.names) == 18 - 4
+    assert sum(packed.seconds) == pytest.approx(sum(debug_cut("parallel.pipeline=2").seconds), rel=0.05)
