@@ -76,7 +76,7 @@ def finish(carry: Carry) -> TwoTowerOutput | DeclipOutput | LocalOutput:
     towers = {name: tensor for name, tensor in carry.items() if not name.startswith(MAPS)}
     levels = len(carry) - len(towers)
     if levels == 0:
-        return TwoTowerOutput(**{**dict.fromkeys(FEATURES), **towers})
+        return TwoTowerOutput(**{**dict.fromkeys(FEATURES), **towers})  # type: ignore[arg-type]
     maps = [carry[f"{MAPS}{level}"] for level in range(levels)]
     return LocalOutput(logit_bias=towers.pop("logit_bias", None), maps=maps, **towers)
 

@@ -62,6 +62,7 @@ def _own_group(world: Ranks, groups: list[list[int]]) -> Ranks:
     for members in groups:
         made = dist.new_group(members)
         if world.rank in members:
+            assert isinstance(made, dist.ProcessGroup)
             own = replace(world, rank=members.index(world.rank), world_size=len(members), group=made)
     assert own is not None
     return own
