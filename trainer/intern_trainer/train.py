@@ -200,10 +200,11 @@ def _train(
         name_decoder(folder, data.decoder, ranks)
         if ranks.is_main:
             folder.update_run(status="running", facts=facts, error=None)
+        stages = f"; {plan.accumulation} of them a step through {grid.stages} stages" if grid.stages > 1 else ""
         log.info(
-            "training steps %d to %d in %s; each loss is of %s samples: %d micro-batch(es) of %d on %d rank(s)",
+            "training steps %d to %d in %s; each loss is of %s samples: %d micro-batch(es) of %d on %d rank(s)%s",
             progress.step + 1, Phases(config).steps, folder.path,
-            f"{plan.of_a_loss:,}", plan.together, plan.micro, plan.world_size,
+            f"{plan.of_a_loss:,}", plan.together, plan.micro, plan.world_size, stages,
         )  # fmt: skip
         rate = partial(learning_rate, config=config)
         while True:

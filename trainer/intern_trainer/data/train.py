@@ -208,14 +208,8 @@ class TrainData:
         self._judge(len(ids), [bad for part in parts for bad in part.bad])
         captions = [caption for part in parts for caption in part.captions]
         seconds = total(part.seconds for part in parts)
-        return Batch({}, ids, {"caption": captions}, seconds, partial(self._tensors, parts, span))
-
-    def _tensors(self, parts: list[_Part], span: Span, device: torch.device) -> dict[str, Tensor]:
-        texts = {
-            name: torch.cat([part.texts[name].to(device, non_blocking=True) for part in parts])
-            for name in parts[0].texts
-        }
-        return {**self._images(parts, span, device), **texts}
+        texts = {name: torch.cat([part.texts[name] for part in parts]) for name in parts[0].texts}
+        return Batch(texts, ids, {"caption": captions}, seconds, partial(self._images, parts, span))
 
     def _images(self, parts: list[_Part], span: Span, device: torch.device) -> dict[str, Tensor]:
         """Normalised, on the device; DALI's rows are put among the workers'."""
