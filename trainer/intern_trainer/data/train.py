@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from typing import Any
@@ -209,7 +209,8 @@ class TrainData:
         captions = [caption for part in parts for caption in part.captions]
         seconds = total(part.seconds for part in parts)
         texts = {name: torch.cat([part.texts[name] for part in parts]) for name in parts[0].texts}
-        return Batch(texts, ids, {"caption": captions}, seconds, partial(self._images, parts, span))
+        pictures = [replace(part, texts={}) for part in parts]
+        return Batch(texts, ids, {"caption": captions}, seconds, partial(self._images, pictures, span))
 
     def _images(self, parts: list[_Part], span: Span, device: torch.device) -> dict[str, Tensor]:
         """Normalised, on the device; DALI's rows are put among the workers'."""

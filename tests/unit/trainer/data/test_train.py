@@ -113,7 +113,7 @@ def test_a_step_is_held_in_8_bits_until_its_batches_are_moved(two_sources: list,
     assert sum(tensor.nbytes for tensor in held) == 8 * (8 * 8 * 3 + 2 * 8)  # pictures and two numbers a caption
     for batch in step:
         first, again = batch.to(ALONE.device), batch.to(ALONE.device)
-        assert batch.tensors == {}
+        assert batch.tensors.keys() == {"text"}
         assert first.finish is None
         assert all(torch.equal(first.tensors[name], again.tensors[name]) for name in ("image", "text"))
         assert first.to(ALONE.device).tensors["image"] is first.tensors["image"]
