@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -68,19 +70,17 @@ def _case(ranks: Ranks, case: dict[str, Any]) -> dict[str, Any]:
     torch.manual_seed(config.train.seed)
     plain = build()
     parallel.apply(plain, config, ranks)
+    draws = parallel.Draws(plain, config.train.seed, ranks.rank)
     engine = build_engine(config, ranks, build)
     results: dict[str, Any] = {"differences": {}, "norms": []}
     for step in range(2):
         batches = _batches(step, ranks, debug_batch if real else batch)
-        torch.manual_seed(50 + 10 * step + ranks.rank)
-        loss, gradients = _plain_step(task, plain.train(), batches)
-        drawn = torch.rand(3)
-        torch.manual_seed(50 + 10 * step + ranks.rank)
+        loss, gradients = _plain_step(task, plain.train(), batches, partial(draws.at, step))
         engine.train()
-        engine.accumulate(ACCUMULATION)
+        engine.accumulate(ACCUMULATION, step)
         values = accumulate(task, engine, batches, TOGETHER, ranks.device)
         floor = 1e-3 * max(float(g.abs().max()) for g in gradients.values())  # some are zero but for rounding
-        saved, found = plain.state_dict(), {"loss": (values["loss"], loss), "draws": (torch.rand(3), drawn)}
+        saved, found = plain.state_dict(), {"loss": (values["loss"], loss)}
         if not half:
             found |= {name: (_gradient(p), gradients[name]) for name, p in engine.module.named_parameters()}
             found |= {name: (b, saved[name]) for name, b in engine.module.named_buffers() if name in saved}
@@ -102,12 +102,17 @@ def _batches(step: int, ranks: Ranks, make: Any) -> list[Batch]:
     return found
 
 
-def _plain_step(task: ContrastiveTask, model: nn.Module, batches: list[Batch]) -> tuple[Tensor, dict[str, Tensor]]:
+def _plain_step(
+    task: ContrastiveTask, model: nn.Module, batches: list[Batch], turn_to: Callable[[int], None]
+) -> tuple[Tensor, dict[str, Tensor]]:
     """All micro-batches of a loss with their graphs; loss of this rank, gradients averaged over ranks."""
     total = torch.zeros(())
     model.zero_grad()
     for first in range(0, ACCUMULATION, TOGETHER):
-        outs = [model(**b.tensors) for b in batches[first : first + TOGETHER]]
+        outs = []
+        for number in range(first, first + TOGETHER):
+            turn_to(number)
+            outs.append(model(**batches[number].tensors))
         outputs = {name: torch.cat([getattr(o, name) for o in outs]) for name in ("image_features", "text_features")}
         shared = {name: getattr(outs[0], name) for name in ("logit_scale", "logit_bias")}
         loss, _ = task.loss(outputs | {name: tensor for name, tensor in shared.items() if tensor is not None})

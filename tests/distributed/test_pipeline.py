@@ -156,7 +156,7 @@ def test_checkpoints_move_between_layouts(tmp_path: Path) -> None:
     losses: list[float] = []
     for number, (ranks, case) in enumerate(legs, 1):
         plan = {"case": case | common, "run": str(tmp_path), "until": 2 * number}
-        losses += run_ranks("tests.distributed.pipeline_worker:leg", ranks, plan, timeout=120)[0]
+        losses += run_ranks("tests.distributed.pipeline_worker:leg", ranks, plan, timeout=200)[0]
     reference = {**common, "pipeline": 1, "steps": 2 * len(legs)}
     expected, _, _ = plainly(json.dumps(reference))
     assert losses == pytest.approx(expected, rel=1e-5)
