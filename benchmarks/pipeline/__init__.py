@@ -5,7 +5,7 @@ bubble   2 and 4 gloo ranks whose passes wait for a fixed time (forward once, ba
          (p - 1) / (v m + p - 1), and the time of a step over that of torch's own `distributed.pipelining` with the same
          pieces. By turns, medians.
 gathers  two stages of two ranks, the debug towers: elements all-gathered in a step, and those whole at once, both over
-         the stage's parameters; counted, so no other load changes them.
+         the stage's parameters; counted, so no other load changes them. 87 % of the second stage's are one embedding.
 
 About two minutes on 2 cores.
 """
@@ -58,12 +58,12 @@ def bubble_table(rows: list[Row]) -> str:
 
 
 def gathers_table(rows: list[Row]) -> str:
-    """Of the stage that gathers, or holds, most."""
     lines = [
-        "| ZeRO | schedule | micro-batches | gathered a step / parameters | whole at once / parameters |",
+        "| ZeRO | schedule | micro-batches | gathered a step / parameters, by stage | whole at once, by stage |",
         "| --- | --- | --- | --- | --- |",
     ]
     for row in rows:
-        gathered, whole = (max(stage[name] for stage in row["stages"]) for name in ("gathered", "whole"))
-        lines.append(f"| {row['case']} | {row['schedule']} | {row['micro_batches']} | {gathered:.2f} | {whole:.0%} |")
+        gathered = ", ".join(f"{stage['gathered']:.2f}" for stage in row["stages"])
+        whole = ", ".join(f"{stage['whole']:.0%}" for stage in row["stages"])
+        lines.append(f"| {row['case']} | {row['schedule']} | {row['micro_batches']} | {gathered} | {whole} |")
     return "\n".join(lines)

@@ -26,15 +26,16 @@ STAGES, DATA, MICRO = 2, 2, 2
 """Stages, data-parallel ranks of each, samples of a rank's micro-batch."""
 STEPS = 3
 """The last one counts: by then DeepSpeed has seen the order of the modules."""
-NOT_KEPT = {"stage": 3, "stage3_param_persistence_threshold": 0}
+SHARED = {"stage": 3, "stage3_param_persistence_threshold": 0}
+LOW = {"stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0}
 KEPT = {"stage": 3, "stage3_param_persistence_threshold": 10**12}
-FULL = "parallel.recompute=full"
+FULL = ["parallel.recompute=full"]
 CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
-    "ZeRO-3": (NOT_KEPT, []),
-    "ZeRO-3, recompute full": (NOT_KEPT, [FULL]),
-    "ZeRO-3, parameters kept": (KEPT, []),
+    "ZeRO-3": (SHARED, []),
+    "ZeRO-3, low limits": (SHARED | LOW, []),
+    "ZeRO-3, low limits, recompute full": (SHARED | LOW, FULL),
+    "ZeRO-3, all persistent": (KEPT, []),
     "ZeRO-2": ({"stage": 2}, []),
-    "ZeRO-1": ({"stage": 1}, []),
 }
 """Name -> the ds_config's `zero_optimization`, settings of the recipe."""
 
@@ -50,12 +51,16 @@ class Count:
 
     def begin(self, module: nn.Module) -> None:
         self.module, self.gathered, self.peak = module, 0, 0
+        self.look()
+
+    def look(self) -> None:
+        self.peak = max(self.peak, whole(self.module.parameters()))
 
     def _counted(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*args: Any, **options: Any) -> Any:
             if "intern_trainer" not in sys._getframe(1).f_code.co_filename:  # not the loss's features
                 self.gathered += largest([*args, *options.values()])
-                self.peak = max(self.peak, whole(self.module.parameters()))
+                self.look()
             return call(*args, **options)
 
         return counted
@@ -118,6 +123,7 @@ def measure(ranks: Ranks, config: Config, count: Count, micro_batches: int) -> l
     for step in range(STEPS):
         count.begin(engine.module)
         train_step(engine, task, config, step, micro_batches)
+        count.look()  # what is gathered at the end of a step is whole only after the call
     size = sum(map(elements, engine.module.parameters()))
     engine.close()
     return grid.pipe.gather({"parameters": size, "gathered": count.gathered / size, "whole": count.peak / size})

@@ -24,17 +24,11 @@ def on_ranks(module: str, ranks: int, payload: Any) -> Any:
     roots = [str(REPOSITORY / root) for root in ("kernels", "model_zoo", "trainer", ".")]
     path = os.pathsep.join([*roots, os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path.rstrip(os.pathsep), "OMP_NUM_THREADS": "1"}
-    launcher = [
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc-per-node={ranks}",
-        "-m",
-        "benchmarks.pipeline.one_rank",
-    ]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     with TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
         rank = ["-m", "benchmarks.pipeline.one_rank", module, json.dumps(payload), str(result)]
-        done = subprocess.run([sys.executable, "-m", *launcher, *rank], cwd=REPOSITORY, env=environment, check=False)
+        done = subprocess.run([*launcher, *rank], cwd=REPOSITORY, env=environment, check=False)
         if done.returncode:
             raise SystemExit(f"benchmarks.pipeline.{module} on {ranks} ranks ended with {done.returncode}")
         return json.loads(result.read_text(encoding="utf-8"))

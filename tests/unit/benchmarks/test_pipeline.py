@@ -37,7 +37,7 @@ def test_whole_is_what_has_a_buffer() -> None:
     assert whole([torch.zeros(5), torch.zeros(2)]) == 7
 
 
-def test_the_table_shows_the_stage_with_most() -> None:
+def test_the_table_shows_each_stage() -> None:
     stages = [{"gathered": 2.0, "whole": 0.25}, {"gathered": 8.0, "whole": 0.2}]
     table = gathers_table([{"case": "ZeRO-3", "schedule": "1f1b", "micro_batches": 4, "stages": stages}])
-    assert table.splitlines()[-1] == "| ZeRO-3 | 1f1b | 4 | 8.00 | 25% |"
+    assert table.splitlines()[-1] == "| ZeRO-3 | 1f1b | 4 | 2.00, 8.00 | 25%, 20% |"
