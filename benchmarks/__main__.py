@@ -18,6 +18,7 @@ BENCHMARKS = {
     "local": "what the local phase does for dense tasks: probes of the first phase, of more of it, of the local phase",
     "quality": "compute to equal held-out R@1: the fast recipe and open_clip's trainer against plain training",
     "plan": "our plan of a run's memory against DeepSpeed's and accelerate's estimators",
+    "pipeline": "how long a pipeline's ranks wait, against the formula and torch's own; how often ZeRO gathers in it",
     "saves": "how long a checkpoint holds up training: written in the background against at once",
     "loader": "our loader against open_clip's own pipeline, plain webdataset and litdata",
 }
