@@ -60,7 +60,7 @@ OURS = ("batch norms", "features")
 
 def measure(cases: list[Case], ranks: int) -> list[list[dict[str, Any]]]:
     """By case and stage: what the rank with the most holds, and what each sends."""
-    on_all = run_ranks("tests.distributed.plan_worker:measure", ranks, cases, timeout=300)
+    on_all = run_ranks("tests.distributed.plan_worker:measure", ranks, cases, timeout=400)
     return [
         [_of_stage(of_ranks[first : first + case["data"]]) for first in range(0, ranks, case["data"])]
         for case, of_ranks in zip(cases, zip(*on_all, strict=True), strict=True)
