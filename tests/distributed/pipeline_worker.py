@@ -48,7 +48,8 @@ def case_config(case: Case) -> Config:
         "text": {"width": 32, "layers": 2, "heads": 2, "context_length": WORDS},
         "freeze": case.get("freeze", []),
     }
-    parallel = Parallel(pipeline=case["pipeline"], chunks=case.get("chunks", 1), schedule=case.get("schedule", "1f1b"))
+    names = ("pipeline", "chunks", "schedule", "recompute")
+    parallel = Parallel(**{name: case[name] for name in names if name in case})
     return config.model_copy(update={"model": Model.model_validate(model), "parallel": parallel})
 
 

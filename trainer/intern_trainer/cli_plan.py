@@ -11,11 +11,8 @@ from typing import TYPE_CHECKING
 from intern_trainer.errors import ConfigError, ConfigErrors
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from intern_trainer.config.schema import Config
     from intern_trainer.plan import Cluster, Plan
-    from intern_trainer.tasks import Task
 
 EPILOG = """\
 examples:
@@ -94,40 +91,19 @@ def plan_recipe(
     Raises:
         ConfigErrors: which do not.
     """
-    import torch
-
     from intern_trainer.config import ds
     from intern_trainer.config.checks import check_world
     from intern_trainer.config.pipeline import data_ranks
     from intern_trainer.plan import plan
-    from intern_trainer.ranks import Ranks
-    from intern_trainer.tasks import build_task
+    from intern_trainer.planned import planned_task
 
     ranks = data_ranks(config, cluster.devices)
     errors = [*check_world(config, cluster.devices), *ds.agree(config.ds, config, ranks)]
     if errors:
         raise ConfigErrors(errors)
-    # packed captions have as many tokens as they have: a plan takes them as full
-    text = config.model.text.model_copy(update={"pack": False})
-    whole = config.model_copy(update={"model": config.model.model_copy(update={"text": text})})
-    task = build_task(whole, Ranks(0, cluster.devices, 0, torch.device("cpu")))
+    whole, task = planned_task(config, cluster.devices)
     recompute = recompute or config.parallel.recompute
-    return plan(whole, _AsTrained(task), cluster, recompute, samples, save_seconds)
-
-
-class _AsTrained:
-    """A task whose model is what the engine would take, but for the sums over ranks, and every operation as it is:
-    what recompute frees is worked out from them."""
-
-    def __init__(self, task: Task) -> None:
-        self._task, self.views = task, task.views
-
-    def build_model(self) -> nn.Module:
-        from intern_trainer import parallel
-
-        model = self._task.build_model()
-        parallel.sync_batch_norm(model, share=False)
-        return model
+    return plan(whole, task, cluster, recompute, samples, save_seconds)
 
 
 def _wrong(chosen: argparse.Namespace) -> list[ConfigError]:

@@ -14,6 +14,7 @@ from intern_trainer.callbacks import Callbacks
 from intern_trainer.callbacks.checkpoints import Checkpoints
 from intern_trainer.callbacks.data_bound import DataBound
 from intern_trainer.callbacks.evaluation import Evaluation
+from intern_trainer.callbacks.memory import FirstStep
 from intern_trainer.callbacks.profile import Profiler
 from intern_trainer.callbacks.progress import ProgressLine
 from intern_trainer.callbacks.records import Records, Sink
@@ -35,6 +36,7 @@ from intern_trainer.guard.watchdog import Watchdog
 from intern_trainer.loop import run_steps
 from intern_trainer.observe.flops import count_flops
 from intern_trainer.observe.log import log_to_file, start_logging
+from intern_trainer.observe.memory import Peak
 from intern_trainer.observe.mfu import device_peak
 from intern_trainer.observe.phases import durations, phase, show_seconds
 from intern_trainer.observe.places import place
@@ -42,6 +44,7 @@ from intern_trainer.observe.start import describe_settings, describe_start
 from intern_trainer.optim import learning_rate
 from intern_trainer.parallel import make_grid
 from intern_trainer.place import place_model
+from intern_trainer.planned import expect
 from intern_trainer.ranks import Ranks, init_ranks
 from intern_trainer.report import write_report
 from intern_trainer.resume import (
@@ -188,6 +191,9 @@ def _train(
     with phase("opening the data"):
         data = share(lambda: build_train_data(config, grid.data, task.views), grid.pipe, reader)
     try:
+        full = config.log.plan == "full" or (config.log.plan == "auto" and ranks.device.type == "cuda")
+        expected = ranks.on_main(lambda: expect(config, place, full))
+        peak = Peak(ranks.device)
         with phase("building the model and the engine"):
             engine = build_engine(config, ranks, task.build_model, place)
         watchdog.know(engine.module)
@@ -210,7 +216,10 @@ def _train(
         while True:
             state = _state_at(progress, config, folder, ranks, newest, facts)
             history = forget_the_future(folder, state.step, ranks)
-            callbacks = Callbacks([watchdog, *build_callbacks(config, folder, engine, data, history, ranks).members])
+            first = FirstStep(engine, expected, peak)
+            callbacks = Callbacks(
+                [watchdog, first, *build_callbacks(config, folder, engine, data, history, ranks).members]
+            )
             run_steps(task, engine, data, state, callbacks, rate, signals.requested)
             if state.rollback is None:
                 break

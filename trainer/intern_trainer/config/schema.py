@@ -347,6 +347,10 @@ class Log(Section):
     """Steps between lines in the log, the JSONL file and TensorBoard."""
     wandb: Wandb | None = None
     profile: Profile | None = None
+    plan: Literal["auto", "full", "state"] = "auto"
+    """What the memory after the first step is compared with in the log: `full`, the plan's training state and peak,
+    which takes a pass on fake tensors before the engine is built (2 to 30 seconds); `state`, the formulae alone, which
+    take none. `auto`: full on a GPU."""
 
 
 class Init(Section):

@@ -22,6 +22,38 @@ def memory_bytes(device: torch.device) -> int:
     return psutil.Process().memory_info().rss
 
 
+class Peak:
+    """The most memory that this process has held since this object was made.
+
+    Attributes:
+        of: what `bytes` are, in words.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._before = device, psutil.Process().memory_info().rss
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            self.of = "allocated on the GPU"
+        else:
+            with suppress(OSError):  # else the peak is that of the process's whole life
+                Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak begins anew
+            self.of = "resident beyond what was there before the model"
+
+    def bytes(self) -> int:
+        """On a GPU all of PyTorch's tensors, else what is resident beyond what was there before."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device)
+        return max(_highest_resident() - self._before, 0)
+
+
+def _highest_resident() -> int:
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return int(psutil.Process().memory_info().rss)  # no Linux: what is there now
+
+
 def show_bytes(count: float) -> str:
     """`812 MiB`, `4.2 GiB`."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

@@ -127,10 +127,10 @@ class Chain:
         """What the first tower has made travels with the second's tensors."""
         if text == "last":
             return self.costs
-        image = self.costs[self._image[-1]].sent
-        made = self.costs[self._text[-1]].sent - image
-        changed = {i: replace(self.costs[i], sent=self.costs[i].sent - image) for i in self._text}
-        changed |= {i: replace(self.costs[i], sent=self.costs[i].sent + made) for i in self._image}
+        image, both = self.costs[self._image[-1]], self.costs[self._text[-1]]
+        changed = {i: _travels(self.costs[i], -image.sent, -image.owed) for i in self._text}
+        made = both.sent - image.sent, both.owed - image.owed
+        changed |= {i: _travels(self.costs[i], *made) for i in self._image}
         return [changed.get(i, self.costs[i]) for i in self.order(text)]
 
     def again(self, recompute: str) -> frozenset[str]:
@@ -140,6 +140,10 @@ class Chain:
     @cached_property
     def cost_of_blocks(self) -> Cost:
         return chain_cost([cost for cost in self.costs if cost.unit.name in self.blocks], self.samples)
+
+
+def _travels(cost: LinkCost, sent: int, owed: int) -> LinkCost:
+    return replace(cost, sent=cost.sent + sent, owed=cost.owed + owed)
 
 
 def in_flight(config: Config, stage: int, micro_batches: int) -> list[int]:

@@ -19,13 +19,15 @@ from intern_trainer.plan.measure import OUTSIDE, Cost, Inputs, Meter, Unit, desc
 @dataclass(frozen=True)
 class LinkCost:
     """Attributes:
-    unit: its operations and what it saves. sent: bytes of what it hands on, the model's inputs aside.
+    unit: its operations and what it saves. sent: bytes of what it hands on, the model's inputs aside; owed: of those of
+        them that get a gradient.
     working: the most bytes that its backward pass holds at once beyond what it saved. largest_gradient: among them.
     """
 
     unit: Unit
     tower: str
     sent: int
+    owed: int
     working: int
     largest_gradient: int
 
@@ -59,12 +61,18 @@ def _measure(link: Link, carry: Carry, own: set[str]) -> tuple[LinkCost, Carry]:
     meter = Meter(link, [])
     result: Carry = meter.run(lambda: link(given), list(given.values()))
     unit = replace(meter.units[OUTSIDE], given=_bytes(given, own))
-    cost = LinkCost(unit, link.tower, _bytes(result, own), meter.working, largest_parameter(link))
+    cost = LinkCost(
+        unit, link.tower, _bytes(result, own), _bytes(_trained(result), own), meter.working, largest_parameter(link)
+    )
     return cost, {name: t.detach().requires_grad_(t.requires_grad) for name, t in result.items()}
 
 
 def _bytes(carry: Carry, own: set[str]) -> int:
     return sum(t.nbytes for name, t in carry.items() if name not in own)
+
+
+def _trained(carry: Carry) -> Carry:
+    return {name: t for name, t in carry.items() if t.requires_grad}
 
 
 def _likeness(link: nn.Module) -> tuple[Any, ...]:

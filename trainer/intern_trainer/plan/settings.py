@@ -34,6 +34,7 @@ class Settings:
         hpz: ranks among which ZeRO-3 keeps a second set of parts (1: none).
         persistent: parameters up to this size stay whole under ZeRO-3. live: the most that are whole at once besides.
         reuse: distance to its next use within which a parameter stays whole.
+        summed_whole: whether each rank adds up the gradients of all micro-batches, whole, before they are reduced once.
     """
 
     stage: int
@@ -50,6 +51,7 @@ class Settings:
     persistent: int
     live: int
     reuse: int
+    summed_whole: bool
     offload_optimizer: bool
     offload_weights: bool
 
@@ -79,6 +81,7 @@ def settings_of(config: Config) -> Settings:
         persistent=int(zero["stage3_param_persistence_threshold"]),
         live=int(zero["stage3_max_live_parameters"]),
         reuse=int(zero["stage3_max_reuse_distance"]),
+        summed_whole=config.parallel.pipeline > 1 and stage > 0,
         offload_optimizer=_offloads(zero, "offload_optimizer"),
         offload_weights=_offloads(zero, "offload_param"),
     )

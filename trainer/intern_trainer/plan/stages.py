@@ -23,7 +23,8 @@ class Part:
 
     Attributes:
         costs: of its pieces in the order in which they run, by the picture's side; whole: of all of them.
-        borders: bytes of a sample that its pieces get from other stages, and that they hand on, by the picture's side.
+        borders: bytes of a sample whose gradients its pieces owe to other stages, and that they hand on, by the
+            picture's side.
         has_pictures, has_loss: whether pictures enter here, and the loss is made here.
     """
 
@@ -56,9 +57,9 @@ class Part:
         if config.parallel.pipeline == 1:
             return []
         forwards = 1 + (batch.together > 1)
-        got, handed_on = self.borders[side]
+        owed, handed_on = self.borders[side]
         calls = config.parallel.chunks * batch.accumulation
-        sizes = {"features to the next stage": forwards * handed_on, "their gradients": got}
+        sizes = {"features to the next stage": forwards * handed_on, "their gradients": owed}
         return [
             Collective("to stages", what, round(size * batch.per_rank), batch.world_size, False, calls)
             for what, size in sizes.items()
@@ -81,9 +82,9 @@ def parts_of(cut: Cut, chains: dict[int, Chain]) -> list[Part]:
         for side, measured in chains.items():
             ordered = measured.ordered(cut.text)
             costs[side] = [chain_cost(ordered[piece.begin : piece.end], measured.samples) for piece in own]
-            got = sum(ordered[piece.begin - 1].sent for piece in own if piece.begin > 0)
+            owed = sum(ordered[piece.begin - 1].owed for piece in own if piece.begin > 0)
             handed_on = sum(ordered[piece.end - 1].sent for piece in own if piece.end < len(links))
-            borders[side] = got / measured.samples, handed_on / measured.samples
+            borders[side] = owed / measured.samples, handed_on / measured.samples
         begins = {link.unit for link in modules}
         pictures = chain.first_of_pictures in begins
         parts.append(

@@ -49,7 +49,8 @@ def resident(weights: Weights, settings: Settings, ranks: int) -> Bytes:
 def in_backward(weights: Weights, settings: Settings, ranks: int) -> Bytes:
     """Besides, while gradients are made."""
     if settings.stage == 3:
-        return {"gathered parameters": settings.weight * gathered(weights, settings)}
+        whole = settings.weight * weights.trained if settings.summed_whole else 0
+        return {"whole gradients": whole, "gathered parameters": settings.weight * gathered(weights, settings)}
     buckets = settings.weight * settings.bucket * (2 if settings.two_buckets else 1)
     held = {"gradients": _gradients(weights, settings, ranks)}
     if settings.stage > 0 and settings.contiguous and ranks > 1:
@@ -118,7 +119,10 @@ def _padded(group: Sequence[int], ranks: int) -> int:
 
 
 def _gradients(weights: Weights, settings: Settings, ranks: int) -> int:
-    """Of ZeRO-0 to 2. ZeRO-2 keeps those of the parameters that its part touches, each of them whole."""
+    """Of ZeRO-0 to 2. ZeRO-2 keeps those of the parameters that its part touches, each of them whole, unless all are
+    summed first."""
+    if settings.summed_whole:
+        return settings.weight * weights.trained
     if settings.stage == 2:
         return settings.gradient * _touched(weights, ranks)
     return (FP32 if settings.stage == 0 else settings.gradient) * weights.trained

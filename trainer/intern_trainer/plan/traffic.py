@@ -67,12 +67,12 @@ def traffic(
     """
     if batch.world_size == 1:
         return []
-    found = [*_state(config, weights, settings, batch), *_norms(config, weights, batch, recomputed_norms)]
+    found = [*_state(config, weights, settings, batch, loss), *_norms(config, weights, batch, recomputed_norms)]
     found += _loss(config, batch) if loss else ()
     return [collective for collective in found if collective.payload]
 
 
-def _state(config: Config, weights: Weights, settings: Settings, batch: BatchPlan) -> Iterator[Collective]:
+def _state(config: Config, weights: Weights, settings: Settings, batch: BatchPlan, last: bool) -> Iterator[Collective]:
     n, passes = batch.world_size, batch.accumulation
     reduced = passes if config.parallel.pipeline == 1 else 1  # a pipeline reduces its gradients once a step
     if settings.stage == 0:
@@ -85,12 +85,19 @@ def _state(config: Config, weights: Weights, settings: Settings, batch: BatchPla
         yield Collective("all_gather", "updated weights", updated, n, overlaps=False)
         return
     movable, kept = states.movable(weights, settings), states.kept_for_backward(weights, settings)
+    if not (config.parallel.pipeline == 1 or (last and _in_pairs(config, batch))):
+        kept = 0  # passes of several micro-batches alternate: DeepSpeed forecasts no use, and lets go at once
     again = 1 if batch.together > 1 else 0  # the cached loss's first forward pass
     yield Collective("all_gather", "weights, forward", settings.weight * movable * passes * (1 + again), n)
     near = settings.hpz if settings.hpz > 1 else n
     yield Collective("all_gather", "weights, backward", settings.weight * (movable - kept) * passes, near)
     yield Collective("reduce_scatter", "gradients", settings.weight * weights.trained * reduced, n)
     yield Collective("all_gather", "small weights", settings.weight * states.persistent(weights, settings), n, False)
+
+
+def _in_pairs(config: Config, batch: BatchPlan) -> bool:
+    """Whether each forward pass of the last stage is followed by its backward pass."""
+    return config.parallel.schedule == "1f1b" and batch.together == 1
 
 
 def _norms(config: Config, weights: Weights, batch: BatchPlan, again: Sequence[int]) -> Iterator[Collective]:
@@ -115,5 +122,6 @@ def _loss(config: Config, batch: BatchPlan) -> Iterator[Collective]:
     gathered = width * features * (views + neighbours)
     yield Collective("all_gather", "features", gathered, n, False, (views + neighbours) * losses)
     pairs = views * views
+    gradients = 0 if "text" in config.model.freeze else width * features * views
     sums = 3 * FP32 * batch.of_a_loss * pairs * losses  # largest scores, sums, gradients of the sums
-    yield Collective("all_reduce", "features' gradients", width * features * views + sums, n, False, 4 * pairs * losses)
+    yield Collective("all_reduce", "features' gradients", gradients + sums, n, False, 4 * pairs * losses)

@@ -13,8 +13,8 @@ WEIGHTS = Weights(groups=((100, 51, 30), (7,)), frozen=(40,), largest_module=130
 TRAINED = 100 + 51 + 30 + 7
 SETTINGS = Settings(
     stage=1, weight=2, gradient=2, moments=2, average=False, bucket=10, two_buckets=True, contiguous=True,
-    sub_group=1000, hpz=1, prefetch=20, persistent=10, live=1000, reuse=1000, offload_optimizer=False,
-    offload_weights=False,
+    sub_group=1000, hpz=1, prefetch=20, persistent=10, live=1000, reuse=1000, summed_whole=False,
+    offload_optimizer=False, offload_weights=False,
 )  # fmt: skip
 
 
