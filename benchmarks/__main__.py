@@ -19,6 +19,7 @@ BENCHMARKS = {
     "quality": "compute to equal held-out R@1: the fast recipe and open_clip's trainer against plain training",
     "plan": "our plan of a run's memory against DeepSpeed's and accelerate's estimators",
     "saves": "how long a checkpoint holds up training: written in the background against at once",
+    "billion": "one billion parameters on this machine: trained, saved, resumed, exported, memory against the plan",
     "loader": "our loader against open_clip's own pipeline, plain webdataset and litdata",
 }
 
