@@ -20,6 +20,7 @@ BENCHMARKS = {
     "plan": "our plan of a run's memory against DeepSpeed's and accelerate's estimators",
     "pipeline": "how long a pipeline's ranks wait, against the formula and torch's own; how often ZeRO gathers in it",
     "saves": "how long a checkpoint holds up training: written in the background against at once",
+    "billion": "one billion parameters on this machine: trained, saved, resumed, exported, memory against the plan",
     "loader": "our loader against open_clip's own pipeline, plain webdataset and litdata",
 }
 
