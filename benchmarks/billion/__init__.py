@@ -1,8 +1,9 @@
 """One billion parameters, for real, in 24 GiB: trained, saved, resumed on one rank, exported; memory beside the plan.
 
-configs/stage1/1b_cpu.yaml with configs/ds/zero3_cpu_1b.json by the command line that a user types: three steps under ZeRO-3
-on 2 ranks, one more on 1 rank from their checkpoint, its export; and three steps in a pipeline of 2. The debug model
-in the place of the large one shows what a rank holds besides. Then metanet_10b, of which only pieces are ever made.
+configs/stage1/1b_cpu.yaml with configs/ds/zero3_cpu_1b.json by the command line that a user types: three steps under
+ZeRO-3 on 2 ranks, one more on 1 rank from their checkpoint, its export; and three steps in a pipeline of 2. The debug
+model in the place of the large one shows what a rank holds besides. Then metanet_10b, of which only pieces are ever
+made.
 
 Nobody else may need much memory of the machine meanwhile: it does not begin where the plan does not fit, and ends
 where memory runs short. What it wrote is deleted; figures are for Linux.
@@ -67,21 +68,29 @@ SIZES: dict[str, tuple[list[str], list[str]]] = {
 
 @dataclass(frozen=True)
 class Planned:
-    """Bytes: the peak of each rank, and of a checkpoint."""
+    """Bytes: the peak of each rank, and of a checkpoint. Settings that make a launch cut the model as the plan does
+    (by itself it balances for an H100).
+    """
 
     ranks: list[int]
     checkpoint: int
+    settings: tuple[str, ...] = ()
 
 
-def plan_of(case: Case, settings: Sequence[str]) -> Planned:
-    """`intern-trainer plan` of a case on this machine's processor."""
+def plans_of(cases: Sequence[Case], settings: Sequence[str]) -> list[Planned]:
+    """`intern-trainer plan` of each case on this machine's processor."""
     from intern_trainer.cli_plan import plan_recipe
     from intern_trainer.config.load import load_config
     from intern_trainer.plan import Cluster, find_device
 
-    config = load_config(RECIPE, [*settings, *case.settings], DS_CONFIG)
-    plan = plan_recipe(config, Cluster(find_device("cpu", case.ranks), case.ranks, case.ranks))
-    return Planned([round(s.estimate.memory.peak) for s in plan.stages for _ in s.ranks], plan.saves.state)
+    found = []
+    for case in cases:
+        config = load_config(RECIPE, [*settings, *case.settings], DS_CONFIG)
+        plan = plan_recipe(config, Cluster(find_device("cpu", case.ranks), case.ranks, case.ranks))
+        ranks = [round(stage.estimate.memory.peak) for stage in plan.stages for _ in stage.ranks]
+        cut = (f"parallel.cut={list(plan.cut.pieces)}", f"parallel.text={plan.cut.text}") if plan.cut else ()
+        found.append(Planned(ranks, plan.saves.state, cut))
+    return found
 
 
 def check_room(plans: dict[str, Planned], free: int, disk: int) -> None:
@@ -172,14 +181,14 @@ def show(name: str, found: dict[str, Any]) -> None:
 def measure(size: str, folder: Path, keep: Callable[[dict[str, Any]], None]) -> None:
     """All parts; `keep` gets the figures so far after each."""
     settings, larger = SIZES[size]
-    plans = {case.name: alone(plan_of, case, settings) for case in CASES}
+    plans = {case.name: plan for case, plan in zip(CASES, alone(plans_of, CASES, settings), strict=True)}
     check_room(plans, host_memory().free, shutil.disk_usage(folder).free)
     small, _ = train(SMALL, [], folder)
-    planned = alone(plan_of, SMALL, [])
+    (planned,) = alone(plans_of, [SMALL], [])
     besides = max(small.peaks[f"rank {rank}"].anonymous - plan for rank, plan in enumerate(planned.ranks))
     figures: dict[str, Any] = {"size": size, "a rank besides the plan's": besides}
     for case in CASES:
-        watched, records = train(case, settings, folder)
+        watched, records = train(case, [*settings, *plans[case.name].settings], folder)
         figures[case.name] = row(watched, records, plans[case.name], besides)
         show(case.name, figures[case.name])
         keep(figures)

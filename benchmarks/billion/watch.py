@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 from intern_trainer.errors import EnvironmentFault
+from intern_trainer.heap import give_back
 from intern_trainer.observe.memory import host_memory, show_bytes
 
 EVERY = 0.1
@@ -119,6 +120,7 @@ class Stretch:
 def stretch() -> Iterator[Stretch]:
     """Measure a piece of this process. The kernel's high-water mark is set back at its beginning (Linux)."""
     status = Path("/proc/self/status")
+    give_back()  # else memory freed before would be taken again unseen
     Path("/proc/self/clear_refs").write_text("5")
     before, found = parse_status(status.read_text())["VmRSS"], Stretch()
     began = time.monotonic()

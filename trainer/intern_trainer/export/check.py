@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from intern_trainer.config.schema import Config
 from intern_trainer.data.transforms import eval_transform
 from intern_trainer.errors import ExportError
+from intern_trainer.heap import give_back
 from intern_trainer.text import text_tokenizer
 
 TOLERANCE = 1e-5
@@ -85,8 +86,11 @@ def _digests(weights: Iterable[tuple[str, Tensor]]) -> dict[str, tuple[tuple[int
     }
 
 
-def compare_two_tower(folder: Path, model: TwoTower, config: Config) -> Differences:
+def compare_two_tower(folder: Path, build: Callable[[], TwoTower], config: Config) -> Differences:
     """Outputs of the folder's model, processor and pipeline beside the trainer's.
+
+    Args:
+        build: makes the trainer's model, which is gone before the other process loads its own.
 
     Raises:
         ExportError: it does not load, gives other token ids, or differs by more than TOLERANCE.
@@ -97,7 +101,8 @@ def compare_two_tower(folder: Path, model: TwoTower, config: Config) -> Differen
     texts = [_fitting(text, tokenizer) for text in TEXTS]
     text = tokenizer(texts)
     with torch.no_grad():
-        ours = model.eval()(image=image, text=text)
+        ours = build().eval()(image=image, text=text)
+        give_back()
         bias = 0 if ours.logit_bias is None else ours.logit_bias
         logits = ours.logit_scale * ours.image_features @ ours.text_features.T + bias
     with tempfile.TemporaryDirectory() as scratch:

@@ -163,9 +163,13 @@ def _check(
     size = sum(file.stat().st_size for file in written.glob("*.safetensors"))
     if not fits_in_memory(size):
         return compare_weights(written, _exported(exportable, reader, which))
-    model = task.build_model()
-    load_weights(model, reader.weights(which))
-    return COMPARE[config.task](written, model, config)
+
+    def build() -> Any:
+        model = task.build_model()
+        load_weights(model, reader.weights(which))
+        return model
+
+    return COMPARE[config.task](written, build, config)
 
 
 def _card(

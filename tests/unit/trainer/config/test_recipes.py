@@ -22,6 +22,7 @@ KNOWN = {  # name: ranks of the header, accumulation, millions of parameters of 
     "b4": (8, 1, 31, 63),
     "declip_b4": (8, 1, 31, 63),
     "b15": (64, 8, 1003, 124),
+    "1b_cpu": (2, 1, 999, 3),
     "10b": (128, 32, 10019, 695),
 }
 
