@@ -31,7 +31,7 @@ def case_config(case: Case) -> Config:
         train={
             "steps": 20,
             "global_batch": 8,
-            "micro_batch": 8 // case["data"] // case["micro_batches"],
+            "micro_batch": None if "sizes" in case else 8 // case["data"] // case["micro_batches"],
             "precision": case.get("precision", "fp32"),
             "cached_micro_batches": case.get("together"),
             "ema_decay": case.get("ema_decay"),
@@ -53,11 +53,21 @@ def case_config(case: Case) -> Config:
     return config.model_copy(update={"model": Model.model_validate(model), "parallel": parallel})
 
 
-def build(config: Config, ranks: Ranks) -> torch.nn.Module:
-    """At temperature 1, so that the roundings of bf16 features are not multiplied by 14."""
+def build(config: Config, ranks: Ranks, tied: bool = False) -> torch.nn.Module:
+    """At temperature 1, so that the roundings of bf16 features are not multiplied by 14; `tied`: the two blocks of the
+    text tower share their MLP.
+    """
     towers = ContrastiveTask(config, ranks).build_model()
     torch.nn.init.zeros_(towers.logit_scale)
+    if tied:
+        first, second = towers.text.transformer.resblocks
+        second.mlp = first.mlp
     return towers
+
+
+def sizes(case: Case) -> list[int]:
+    """Samples of each global micro-batch of a step."""
+    return case.get("sizes", [8 // case["micro_batches"]] * case["micro_batches"])
 
 
 def make_batch(step: int, number: int, size: int) -> Batch:
@@ -94,7 +104,7 @@ def train(ranks: Ranks, cases: list[Case]) -> list[dict[str, Any]]:
 def start(case: Case, config: Config, ranks: Ranks) -> tuple[Engine, ContrastiveTask]:
     chunks, text = case.get("chunks", 1), case.get("text", "last")
     grid = make_grid(ranks, case["pipeline"], chunks)
-    make = partial(build, config, ranks)
+    make = partial(build, config, ranks, case.get("tied", False))
     cut = even(len(links(make(), text)), case["pipeline"] * chunks)
     place = Placement(grid, cut, chunks, text, case.get("schedule", "1f1b"))
     return build_engine(config, ranks, make, place), ContrastiveTask(config, grid.data)
@@ -107,11 +117,9 @@ def run_steps(
     engine.train()
     losses, norms = [], []
     for step in steps:
-        count = case["micro_batches"]
-        size = 8 // count // case["data"]
-        whole = [make_batch(step, number, size * case["data"]) for number in range(count)]
-        engine.accumulate(count, step)
-        mine = [rows(batch, engine.ranks.rank, size) for batch in whole]
+        whole = [make_batch(step, number, size) for number, size in enumerate(sizes(case))]
+        engine.accumulate(len(whole), step)
+        mine = [rows(batch, engine.ranks.rank, len(batch) // case["data"]) for batch in whole]
         means = accumulate(task, engine, mine, case.get("together", 1), torch.device("cpu"))
         result = engine.step(learning_rate(step, config))
         found = engine.ranks.gather(float(means["loss"]))

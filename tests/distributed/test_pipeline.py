@@ -16,7 +16,7 @@ from intern_trainer.parallel import Draws
 from intern_trainer.ranks import Ranks
 from intern_zoo.two_tower import TwoTowerOutput
 
-from tests.distributed.pipeline_worker import Case, build, case_config, make_batch
+from tests.distributed.pipeline_worker import Case, build, case_config, make_batch, sizes
 from tests.distributed.spawn import run_ranks
 from tests.distributed.towers import global_loss
 
@@ -29,6 +29,9 @@ ON_TWO: list[Case] = [
     {"pipeline": 2, "data": 1, "micro_batches": 4, "stage": 3, "together": 4, "drop_path": 0.3, "schedule": "gpipe"},
     {"pipeline": 2, "data": 1, "micro_batches": 2, "stage": 3, "precision": "bf16"},
     {"pipeline": 2, "data": 1, "micro_batches": 2, "stage": 1, "freeze": ["text"], "text": "first"},
+    {"pipeline": 2, "data": 1, "micro_batches": 4, "stage": 3, "recompute": "full", "drop_path": 0.3},
+    {"pipeline": 2, "data": 1, "micro_batches": 2, "stage": 2, "tied": True},
+    {"pipeline": 2, "data": 1, "micro_batches": 3, "stage": 3, "sizes": [3, 1, 4], "norm": "layer"},
 ]
 ON_FOUR: list[Case] = [
     *({"pipeline": 2, "data": 2, "micro_batches": 2, "stage": stage} for stage in (0, 1, 2, 3)),
@@ -38,7 +41,7 @@ ON_FOUR: list[Case] = [
     {"pipeline": 2, "data": 2, "micro_batches": 2, "stage": 3, "zero": {"zero_hpz_partition_size": 2}},
     {"pipeline": 2, "data": 2, "micro_batches": 2, "stage": 3, "norm": "layer", "clip": 0.0},
 ]
-BASE = {"pipeline", "data", "micro_batches", "stage", "drop_path", "precision"}
+BASE = {"pipeline", "data", "micro_batches", "stage", "drop_path", "precision", "recompute", "tied"}
 FAST = {"steps": 4}
 """For tests that are not slow: the same cases, fewer steps."""
 
@@ -58,7 +61,7 @@ def plainly(case: str) -> tuple[list[float], list[float], list[float]]:
     given = json.loads(case)
     config: Config = case_config({**given, "data": 1, "stage": 0})
     torch.manual_seed(config.train.seed)
-    masters = build(config, ALONE)
+    masters = build(config, ALONE, given.get("tied", False))
     draws = Draws(masters, config.train.seed, 0)
     model = copy.deepcopy(masters)
     model.train()
@@ -75,7 +78,7 @@ def plainly(case: str) -> tuple[list[float], list[float], list[float]]:
             parts = []
             for number in range(first, first + together):
                 draws.at(step, number)
-                tensors = make_batch(step, number, 8 // count).tensors
+                tensors = make_batch(step, number, sizes(given)[number]).tensors
                 parts.append(model(tensors["image"].to(dtype), tensors["text"]))
             loss = global_loss(_joined(parts)) * together / count
             loss.backward()
@@ -106,7 +109,18 @@ def _joined(parts: list[TwoTowerOutput]) -> TwoTowerOutput:
 def check(case: Case, results: list[dict[str, Any]]) -> None:
     first = results[0]
     assert all(other == first for other in results), "ranks disagree"
-    relevant = ("micro_batches", "precision", "together", "norm", "drop_path", "freeze", "clip", "steps")
+    relevant = (
+        "micro_batches",
+        "precision",
+        "together",
+        "norm",
+        "drop_path",
+        "freeze",
+        "clip",
+        "tied",
+        "sizes",
+        "steps",
+    )
     reference = {key: case[key] for key in relevant if key in case} | {"pipeline": 1}
     losses, norms, features = plainly(json.dumps(reference))
     if case.get("precision") == "bf16":
