@@ -42,6 +42,8 @@ ON_FOUR: list[Case] = [
     {"pipeline": 2, "data": 2, "micro_batches": 2, "stage": 3, "norm": "layer", "clip": 0.0},
 ]
 BASE = {"pipeline", "data", "micro_batches", "stage", "drop_path", "precision", "recompute", "tied"}
+LAYOUT = {"pipeline", "data", "stage", "zero", "chunks", "schedule", "text", "recompute"}
+"""What changes nothing."""
 FAST = {"steps": 4}
 """For tests that are not slow: the same cases, fewer steps."""
 
