@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+import math
+from collections.abc import Collection, Iterator
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 from intern_trainer import checkpoint
 from intern_trainer.batch import Batch
+from intern_trainer.callbacks import Callbacks
+from intern_trainer.config.guard import Guard
 from intern_trainer.config.schema import Config, Model, Parallel
 from intern_trainer.engine import Engine, build_engine
+from intern_trainer.loop import run_steps as run_loop
 from intern_trainer.optim import learning_rate
 from intern_trainer.parallel import Placement, make_grid
 from intern_trainer.ranks import Ranks
+from intern_trainer.state import State
 from intern_trainer.steps import accumulate
 from intern_trainer.tasks.contrastive import ContrastiveTask
 from intern_zoo.chain import links
@@ -126,6 +134,34 @@ def run_steps(
         losses.append(sum(found) / len(found))
         norms.append(result.grad_norm)
     return losses, norms
+
+
+class Data:
+    """What the loop reads. The second sample of the second micro-batch of step 1 has a pixel that is not a number."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+
+    def batches(self, step: int, left_out: Collection[int] = ()) -> Iterator[list[Batch]]:
+        for number in count(step):
+            made = [make_batch(number, micro, size) for micro, size in enumerate(sizes(self.case))]
+            if number == 1:
+                made[1].tensors["image"][1, 0, 3, 3] = math.nan
+            for micro, batch in enumerate(made):
+                batch.ids[:] = [f"{number}-{micro}/{row}" for row in range(len(batch))]
+            yield made
+
+
+def poisoned(ranks: Ranks, case: Case) -> dict[str, Any]:
+    """A run over a spoiled sample: how many steps were left out, what the log said of it, the loss of the last one."""
+    config = case_config(case).model_copy(update={"guard": Guard(bad_steps=1)})
+    engine, task = start(case, config, ranks)
+    state, said = State(config, Path(), ranks, 3), list[str]()
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("intern_trainer").addHandler(handler)
+    run_loop(task, engine, Data(case), state, Callbacks([]), lambda step: learning_rate(step, config))
+    return {"bad": state.bad_steps, "said": said, "loss": state.metrics["loss"]}
 
 
 def leg(ranks: Ranks, plan: dict[str, Any]) -> list[float]:

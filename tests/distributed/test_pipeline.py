@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,16 @@ def test_over_twenty_steps(ranks: int, chosen: list[Case]) -> None:
     cases = [case | ({"steps": STEPS} if case.keys() <= BASE else FAST) for case in chosen]
     for index, case in enumerate(cases):
         check(case, [rank[index] for rank in ran(ranks, json.dumps(cases))])
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+def test_a_poisoned_sample_is_named(stages: int) -> None:
+    """Also of the real towers under ZeRO-3, whose trace knows attention's borrowed weights from the beginning."""
+    case = {"pipeline": stages, "data": 1, "micro_batches": 2, "stage": 3}
+    for found in run_ranks("tests.distributed.pipeline_worker:poisoned", stages, case, timeout=120):
+        assert found["bad"] == 1
+        assert "first in the input `image`, on rank 0: sample 1-1/1" in " ".join(found["said"])
+        assert math.isfinite(found["loss"])
 
 
 @pytest.mark.slow

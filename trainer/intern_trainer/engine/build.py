@@ -11,6 +11,7 @@ from intern_trainer import parallel
 from intern_trainer.config import ds
 from intern_trainer.config.schema import Config
 from intern_trainer.determinism import seed_all, seed_of_rank, set_deterministic
+from intern_trainer.engine import guards
 from intern_trainer.engine.average import Average
 from intern_trainer.engine.construct import Build, build_model, make_whole, shard, whole_weights
 from intern_trainer.engine.deferred import Deferred
@@ -70,6 +71,7 @@ def build_engine(config: Config, ranks: Ranks, build: Build, placement: Placemen
         weights = whole_weights(model)
     elif stage == 3:
         weights = shard(model, part, deferred, ds_config, dtype, data, mpu)
+        guards.announce_borrowed_weights(part)
     else:
         weights = make_whole(model, part, deferred, data)
     groups = parameter_groups(model, config, exempt)

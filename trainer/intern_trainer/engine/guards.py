@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from intern_trainer.engine.runtime import load_deepspeed
 from intern_trainer.errors import ConfigError, TrainingError
 from intern_trainer.ranks import Ranks
 
@@ -122,6 +123,18 @@ def refusal(zero_optimizer: Any) -> Iterator[None]:
         yield
     finally:
         del zero_optimizer._update_scale
+
+
+def announce_borrowed_weights(model: nn.Module) -> None:
+    """ZeRO-3 gathers a module's own weights before its forward pass. torch's attention uses those of its `out_proj`
+    without calling it; DeepSpeed takes note of that the first time they are not there by chance, and where that is
+    after its trace was recorded, it ends the run with a "tracing error". To be called after the model is sharded.
+    """
+    register = load_deepspeed().zero.register_external_parameter
+    for module in model.modules():
+        if isinstance(module, nn.MultiheadAttention):
+            for parameter in module.out_proj.parameters():
+                register(module, parameter)
 
 
 def forget_old_gradients(zero_optimizer: Any, stage: int) -> None:

@@ -32,9 +32,11 @@ SHOWN = 4
 
 @dataclass
 class _First:
-    """The first tensor of this rank that is not finite. `looks` counts the tensors looked at until then: all ranks run
-    the same modules, so the lowest count is where it began."""
+    """The first tensor of this rank that is not finite. `looks` counts the tensors looked at until then: all ranks of a
+    stage run the same modules, so the lowest count is where it began. `turn`: which comes first of a pipeline's stages.
+    """
 
+    turn: int = 0
     looks: int = 0
     what: str = ""
     ids: tuple[str, ...] = ()
@@ -51,7 +53,7 @@ class _First:
 
 def in_forward(task: Task, engine: Engine, micro_batches: list[Batch], ranks: Ranks) -> str:
     """`first in the output of image.stem, on rank 1: sample a/b/c`. Collective."""
-    first, ids = _First(), list[str]()
+    first, ids = _First(_stage(engine)), list[str]()
 
     def look(name: str, module: nn.Module, inputs: Any, outputs: Any) -> None:
         for tensor in _floating(outputs):
@@ -74,7 +76,7 @@ def in_forward(task: Task, engine: Engine, micro_batches: list[Batch], ranks: Ra
 
 def in_backward(task: Task, engine: Engine, micro_batches: list[Batch], together: int, ranks: Ranks) -> str:
     """`first in the gradient in image.blocks.3, on rank 1`. Collective; leaves no gradients behind."""
-    first = _First()
+    first = _First(-_stage(engine))
 
     def look(what: str, gradient: Tensor) -> None:
         first.look(what, gradient, [])
@@ -112,13 +114,19 @@ def in_backward(task: Task, engine: Engine, micro_batches: list[Batch], together
 
 def _told(ranks: Ranks, first: _First, otherwise: str) -> str:
     """What the rank has to say where it began; `otherwise` made it where no module did."""
-    found = [(theirs.looks, rank, theirs) for rank, theirs in enumerate(ranks.gather(first)) if theirs.what]
+    found = [
+        (theirs.turn, theirs.looks, rank, theirs) for rank, theirs in enumerate(ranks.gather(first)) if theirs.what
+    ]
     if not found:
         return f"first in {otherwise}"
-    _, rank, theirs = min(found, key=lambda one: one[:2])
+    *_, rank, theirs = min(found, key=lambda one: one[:3])
     more = f" and {len(theirs.ids) - SHOWN} more" if len(theirs.ids) > SHOWN else ""
     samples = f": sample {', '.join(theirs.ids[:SHOWN])}{more}" if theirs.ids else ""
     return f"first in {theirs.what}, on rank {rank}{samples}"
+
+
+def _stage(engine: Engine) -> int:
+    return engine.pipeline.grid.stage if engine.pipeline is not None else 0
 
 
 def _floating(outputs: Any) -> Iterator[Tensor]:
