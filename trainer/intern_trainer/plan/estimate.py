@@ -17,6 +17,7 @@ from intern_trainer.observe.flops import count_flops
 from intern_trainer.plan import states
 from intern_trainer.plan.built import TYPES, HasModel, build_on_meta, inputs_of
 from intern_trainer.plan.cut import MEASURED, Chain, Cut, best_cut, measured_samples, widest
+from intern_trainer.plan.gathers import backward_gathers
 from intern_trainer.plan.hardware import Cluster
 from intern_trainer.plan.loss import loss_bytes
 from intern_trainer.plan.measure import Cost, measure
@@ -113,9 +114,11 @@ class Estimator:
         """Of one stage, as if it ran by itself."""
         config, cost, weights = self.config, part.whole(side), part.weights
         again = self.chains[side].again(recompute) if self.chains else recomputed(cost, recompute)
+        weights_again = sum(unit.parameters for unit in cost.units if unit.name in again)
+        gathers = backward_gathers(config, part.stage, batch.accumulation)
         norms = [width for unit in cost.units if unit.name in again for width in unit.norm_widths]
         collectives = [
-            *traffic(config, weights, settings, batch, norms, part.has_loss),
+            *traffic(config, weights, settings, batch, norms, weights_again, gathers, part.has_loss),
             *part.sends(config, side, batch),
         ]
         held = memory(
@@ -127,6 +130,7 @@ class Estimator:
             loss_bytes(config, batch.micro * batch.together, batch.micro, batch.world_size) if part.has_loss else 0,
             cluster.device.context,
             part.travelling(side, batch),
+            keeps_whole=gathers is not None and not again,
         )
         updated = states.updated(weights, settings, batch.world_size)
         speed = pace(

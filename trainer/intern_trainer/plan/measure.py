@@ -242,13 +242,14 @@ class Meter(TorchDispatchMode):
 
 
 def _unit_of(name: str, module: nn.Module) -> Unit:
-    return Unit(name, sum(p.numel() for p in module.parameters()), **described(module))
+    return Unit(name, **described(module))
 
 
 def described(module: nn.Module) -> dict[str, Any]:
-    """`cheap` and `norm_widths` of its unit."""
+    """`parameters`, `cheap` and `norm_widths` of its unit."""
     widths = tuple(m.num_features for m in module.modules() if isinstance(m, BatchNorm))
-    return {"cheap": repeats_cheaply(module), "norm_widths": widths}
+    parameters = sum(p.numel() for p in module.parameters())
+    return {"parameters": parameters, "cheap": repeats_cheaply(module), "norm_widths": widths}
 
 
 def _own(model: nn.Module) -> list[Tensor]:

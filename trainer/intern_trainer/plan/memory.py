@@ -74,13 +74,15 @@ def memory(
     loss: int,
     context: float,
     travelling: int = 0,
+    keeps_whole: bool = False,
 ) -> Memory:
     """Args:
     held: of a micro-batch, or of all that are in flight. batch: bytes of its tensors. loss: see `loss_bytes`.
     context: of the device. travelling: bytes that are on their way to and from other stages.
+    keeps_whole: see `states.in_backward`.
     """
     resident = states.resident(weights, settings, ranks)
-    backward = states.in_backward(weights, settings, ranks)
+    backward = states.in_backward(weights, settings, ranks, keeps_whole)
     backward |= {"activations": held.saved, "backward's own": held.working, "batch": batch, "loss": loss}
     backward |= {"between stages": travelling}
     update = states.in_update(weights, settings, ranks)

@@ -31,8 +31,6 @@ def resident(weights: Weights, settings: Settings, ranks: int) -> Bytes:
     if settings.stage == 3:
         held["parameters"] = settings.weight * (part + _parts(weights.frozen, ranks))
         held["whole parameters"] = settings.weight * persistent(weights, settings)
-        if settings.hpz > 1:
-            held["second parts (hpZ)"] = settings.weight * _parts(weights.tensors, settings.hpz)
         held["gradients"] = settings.gradient * part
         held["buckets"] = settings.weight * settings.bucket if settings.contiguous else 0
     elif settings.stage > 0:
@@ -46,11 +44,15 @@ def resident(weights: Weights, settings: Settings, ranks: int) -> Bytes:
     return {name: size for name, size in held.items() if size}
 
 
-def in_backward(weights: Weights, settings: Settings, ranks: int) -> Bytes:
-    """Besides, while gradients are made."""
+def in_backward(weights: Weights, settings: Settings, ranks: int, keeps_whole: bool = False) -> Bytes:
+    """Besides, while gradients are made. `keeps_whole`: whether ZeRO-3 lets go of nothing, see `gathers`."""
     if settings.stage == 3:
-        whole = settings.weight * weights.trained if settings.summed_whole else 0
-        return {"whole gradients": whole, "gathered parameters": settings.weight * gathered(weights, settings)}
+        whole = movable(weights, settings) if keeps_whole else gathered(weights, settings)
+        return {
+            "second parts (hpZ)": _second_parts(weights, settings),
+            "whole gradients": settings.weight * weights.trained if settings.summed_whole else 0,
+            "gathered parameters": settings.weight * whole,
+        }
     buckets = settings.weight * settings.bucket * (2 if settings.two_buckets else 1)
     held = {"gradients": _gradients(weights, settings, ranks)}
     if settings.stage > 0 and settings.contiguous and ranks > 1:
@@ -66,7 +68,10 @@ def in_update(weights: Weights, settings: Settings, ranks: int) -> Bytes:
     if settings.stage == 3:
         largest = max((_parts(group, ranks) for group in weights.groups), default=0)
         biggest_tensor = max((-(-size // ranks) for group in weights.groups for size in group), default=0)
-        return {"fp32 gradients": FP32 * min(largest, settings.sub_group + biggest_tensor)}
+        return {
+            "second parts (hpZ)": _second_parts(weights, settings),
+            "fp32 gradients": FP32 * min(largest, settings.sub_group + biggest_tensor),
+        }
     return {
         "gradients": settings.gradient * _touched(weights, ranks),
         "fp32 gradients": FP32 * max((_padded(group, ranks) // ranks for group in weights.groups), default=0),
@@ -105,6 +110,11 @@ def updated(weights: Weights, settings: Settings, ranks: int) -> int:
     if settings.stage == 3:
         return sum(_parts(group, ranks) for group in weights.groups)
     return sum(_padded(group, ranks) // ranks for group in weights.groups)
+
+
+def _second_parts(weights: Weights, settings: Settings) -> int:
+    """Made in the forward pass, let go at the end of the step."""
+    return settings.weight * _parts(weights.tensors, settings.hpz) if settings.hpz > 1 else 0
 
 
 def _parts(sizes: Sequence[int], ranks: int) -> int:

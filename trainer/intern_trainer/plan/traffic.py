@@ -58,21 +58,29 @@ def traffic(
     settings: Settings,
     batch: BatchPlan,
     recomputed_norms: Sequence[int] = (),
+    recomputed_weights: int = 0,
+    backward_gathers: float | None = None,
     loss: bool = True,
 ) -> list[Collective]:
     """Of one step of the run's batch, among the ranks that divide it.
 
     Args:
-        recomputed_norms: channels of each batch norm in a block that is computed again. loss: whether it is made here.
+        recomputed_norms: channels of each batch norm in a block that is computed again. recomputed_weights: of those
+            blocks. backward_gathers: see there. loss: whether it is made here.
     """
     if batch.world_size == 1:
         return []
-    found = [*_state(config, weights, settings, batch, loss), *_norms(config, weights, batch, recomputed_norms)]
+    found = [
+        *_state(config, weights, settings, batch, recomputed_weights, backward_gathers),
+        *_norms(config, weights, batch, recomputed_norms),
+    ]
     found += _loss(config, batch) if loss else ()
     return [collective for collective in found if collective.payload]
 
 
-def _state(config: Config, weights: Weights, settings: Settings, batch: BatchPlan, last: bool) -> Iterator[Collective]:
+def _state(
+    config: Config, weights: Weights, settings: Settings, batch: BatchPlan, recomputed: int, backward: float | None
+) -> Iterator[Collective]:
     n, passes = batch.world_size, batch.accumulation
     reduced = passes if config.parallel.pipeline == 1 else 1  # a pipeline reduces its gradients once a step
     if settings.stage == 0:
@@ -85,19 +93,17 @@ def _state(config: Config, weights: Weights, settings: Settings, batch: BatchPla
         yield Collective("all_gather", "updated weights", updated, n, overlaps=False)
         return
     movable, kept = states.movable(weights, settings), states.kept_for_backward(weights, settings)
-    if not (config.parallel.pipeline == 1 or (last and _in_pairs(config, batch))):
-        kept = 0  # passes of several micro-batches alternate: DeepSpeed forecasts no use, and lets go at once
+    if config.parallel.pipeline > 1 and (backward is not None or batch.together > 1):
+        kept = 0  # no use is forecast: DeepSpeed lets go at once
     again = 1 if batch.together > 1 else 0  # the cached loss's first forward pass
     yield Collective("all_gather", "weights, forward", settings.weight * movable * passes * (1 + again), n)
+    moved: float = (movable - kept) * passes if backward is None else weights.total * backward
     near = settings.hpz if settings.hpz > 1 else n
-    yield Collective("all_gather", "weights, backward", settings.weight * (movable - kept) * passes, near)
+    yield Collective("all_gather", "weights, backward", settings.weight * round(moved), near)
+    if kept == 0:  # else what is computed again is still whole when its backward pass follows
+        yield Collective("all_gather", "weights, recompute", settings.weight * min(recomputed, movable) * passes, near)
     yield Collective("reduce_scatter", "gradients", settings.weight * weights.trained * reduced, n)
     yield Collective("all_gather", "small weights", settings.weight * states.persistent(weights, settings), n, False)
-
-
-def _in_pairs(config: Config, batch: BatchPlan) -> bool:
-    """Whether each forward pass of the last stage is followed by its backward pass."""
-    return config.parallel.schedule == "1f1b" and batch.together == 1
 
 
 def _norms(config: Config, weights: Weights, batch: BatchPlan, again: Sequence[int]) -> Iterator[Collective]:
