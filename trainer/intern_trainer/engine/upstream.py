@@ -69,13 +69,16 @@ def count_every_stage(module: torch.nn.Module) -> None:
 
 def compare_traces_within(ranks: Ranks) -> None:
     """ZeRO-3 compares the order of its modules with that of rank 0 of the whole run, and so waits for ever where stages
-    differ; here with the first rank of the stage.
+    differ; here with the other ranks of the stage. Modules and parameters are numbered on from engine to engine of a
+    process, which may have held other parts before: so numbers are compared from the lowest on.
     """
     load_deepspeed()
 
     def check(numbers: list[int]) -> None:
-        for rank, theirs in enumerate(ranks.gather(numbers)):
-            if theirs != numbers:
+        lowest = min(numbers, default=0)
+        order = [number - lowest for number in numbers]
+        for rank, theirs in enumerate(ranks.gather(order)):
+            if theirs != order:
                 raise RuntimeError(f"rank {ranks.rank} and rank {rank} of a stage ran different modules")
 
     for name, module in list(sys.modules.items()):
