@@ -30,7 +30,8 @@ def resident(weights: Weights, settings: Settings, ranks: int) -> Bytes:
     held: Bytes = {}
     if settings.stage == 3:
         held["parameters"] = settings.weight * (part + _parts(weights.frozen, ranks))
-        held["whole parameters"] = settings.weight * persistent(weights, settings)
+        # a single rank's part is the whole tensor, and nothing is copied
+        held["whole parameters"] = settings.weight * persistent(weights, settings) if ranks > 1 else 0
         held["gradients"] = settings.gradient * part
         held["buckets"] = settings.weight * settings.bucket if settings.contiguous else 0
     elif settings.stage > 0:
@@ -51,7 +52,7 @@ def in_backward(weights: Weights, settings: Settings, ranks: int, keeps_whole: b
         return {
             "second parts (hpZ)": _second_parts(weights, settings),
             "whole gradients": settings.weight * weights.trained if settings.summed_whole else 0,
-            "gathered parameters": settings.weight * whole,
+            "gathered parameters": settings.weight * whole if ranks > 1 else 0,
         }
     buckets = settings.weight * settings.bucket * (2 if settings.two_buckets else 1)
     held = {"gradients": _gradients(weights, settings, ranks)}

@@ -51,6 +51,9 @@ def test_zero_3_divides_each_tensor() -> None:
         "parameters": 2 * (48 + 10), "whole parameters": 2 * 7,
         "gradients": 2 * 48, "buckets": 2 * 10, "fp32 masters": 4 * 48, "moments": 8 * 48, "buffers": 64,
     }  # fmt: skip
+    alone = replace(settings, hpz=1)
+    assert "whole parameters" not in states.resident(WEIGHTS, alone, 1)
+    assert not any(states.in_backward(WEIGHTS, alone, 1).values())
     second = 2 * (50 + 26 + 15 + 4 + 20)
     assert states.in_update(WEIGHTS, settings, 4) == {"second parts (hpZ)": second, "fp32 gradients": 4 * 46}
     assert states.in_update(WEIGHTS, replace(settings, sub_group=3), 4)["fp32 gradients"] == 4 * (3 + 25)
