@@ -229,6 +229,13 @@ def _zero(zero: dict[str, Any], config: Config, world_size: int) -> Iterator[Con
             "offloaded weights are updated on the CPU",
             "optim.name=ds_cpu_adam (compiles on first use), or adamw",
         )
+    for key in ("offload_optimizer", "offload_param"):
+        if config.parallel.pipeline > 1 and (zero.get(key) or {}).get("device", "none") != "none":
+            yield ConfigError(
+                f"ds_config zero_optimization.{key} with parallel.pipeline={config.parallel.pipeline}",
+                "a pipeline's gradients are reduced once a step, and nobody has seen offload do that right",
+                f"remove {key}: a stage's ranks hold its part of the state alone",
+            )
     if name == "apex_fused_lamb" and stage > 0:
         yield ConfigError(
             f"optim.name=apex_fused_lamb at ZeRO-{stage}",

@@ -66,6 +66,14 @@ def test_hpz_divides_a_stages_ranks() -> None:
     assert "zero_hpz_partition_size is 4 on 2 ranks" in error.found
 
 
+@pytest.mark.parametrize("key", ["offload_optimizer", "offload_param"])
+def test_offload_is_refused_in_a_pipeline(key: str) -> None:
+    zero = {"zero_optimization": {"stage": 3, key: {"device": "cpu"}}}
+    (error,) = ds.agree(zero, config({"pipeline": 2}, ds=zero), 2)
+    assert key in error.found
+    assert ds.agree(zero, config({}, ds=zero), 2) == []
+
+
 def test_interleaved_takes_micro_batches_in_groups() -> None:
     def found(micro: int) -> list[str]:
         piped = config({"pipeline": 4, "schedule": "interleaved", "chunks": 2}, train={"micro_batch": micro})
