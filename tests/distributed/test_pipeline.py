@@ -55,7 +55,7 @@ def labels(cases: list[Case]) -> list[str]:
 
 @cache
 def ran(ranks: int, cases: str) -> list[list[dict[str, Any]]]:
-    return run_ranks("tests.distributed.pipeline_worker:train", ranks, json.loads(cases), timeout=240)
+    return run_ranks("tests.distributed.pipeline_worker:train", ranks, json.loads(cases), timeout=500)
 
 
 @cache
@@ -150,7 +150,11 @@ def test_on_four_ranks(index: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ranks", "chosen"), [(2, ON_TWO), (4, ON_FOUR)], ids=["2 ranks", "4 ranks"])
+@pytest.mark.parametrize(
+    ("ranks", "chosen"),
+    [(2, ON_TWO), (4, ON_FOUR[:4]), (4, ON_FOUR[4:8]), (4, ON_FOUR[8:])],
+    ids=["2", "2x2", "4x1", "4"],
+)
 def test_over_twenty_steps(ranks: int, chosen: list[Case]) -> None:
     """Every depth with every ZeRO stage; what varies besides, over fewer."""
     cases = [case | ({"steps": STEPS} if case.keys() <= BASE else FAST) for case in chosen]
