@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import logging
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -102,8 +103,8 @@ def train(config: Config, run_dir: Path, new_order: bool = False) -> int:
         ranks.on_main(lambda: describe_start(folder, config, ranks))
         log_to_file(run_dir, ranks.rank)
         try:
-            with Watchdog(config.guard, folder, ranks) as watchdog:
-                state = _train_or_say_full(config, folder, newest, ranks, new_order, signals, watchdog)
+            with Watchdog(config.guard, folder, ranks) as watchdog, _full_disk_in_words(folder):
+                state = _train(config, folder, newest, ranks, new_order, signals, watchdog)
         except UserError as error:
             log.info("%s", error, extra={"file_only": True})
             if ranks.is_main:
@@ -154,18 +155,11 @@ def _unreadable(error: OSError) -> EnvironmentFault:
     )
 
 
-def _train_or_say_full(
-    config: Config,
-    folder: RunFolder,
-    newest: Path | None,
-    ranks: Ranks,
-    new_order: bool,
-    signals: StopSignals,
-    watchdog: Watchdog,
-) -> State:
-    """`_train`; records and results that find the disk full are an error in words, as checkpoints are by themselves."""
+@contextmanager
+def _full_disk_in_words(folder: RunFolder) -> Iterator[None]:
+    """Records and results that find the disk full are an error in words, as checkpoints are by themselves."""
     try:
-        return _train(config, folder, newest, ranks, new_order, signals, watchdog)
+        yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

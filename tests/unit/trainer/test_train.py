@@ -17,22 +17,19 @@ from intern_trainer.run_folder import RunFolder
 CPU = Ranks(0, 1, 0, torch.device("cpu"))
 
 
-def end_with(number: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any) -> None:
+def end_with(number: int, folder: Path) -> None:
+    with train._full_disk_in_words(RunFolder(folder)):
         raise OSError(number, "reason", str(folder / "metrics.jsonl"))
 
-    monkeypatch.setattr(train, "_train", fail)
-    train._train_or_say_full(Config(), RunFolder(folder), None, CPU, False, None, None)  # type: ignore[arg-type]
 
-
-def test_a_full_disk_is_said_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_said_in_words(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentFault, match=r"the disk is full: .*metrics\.jsonl"):
-        end_with(errno.ENOSPC, tmp_path, monkeypatch)
+        end_with(errno.ENOSPC, tmp_path)
 
 
-def test_another_failure_stays_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_failure_stays_what_it_is(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="reason"):
-        end_with(errno.EIO, tmp_path, monkeypatch)
+        end_with(errno.EIO, tmp_path)
 
 
 def test_a_full_disk_does_not_hide_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
