@@ -33,11 +33,6 @@ class Pipeline:
         self.last = grid.stages * chunks - 1
         self._transport = Transport(grid)
 
-    @property
-    def pieces(self) -> list[int]:
-        """Those of this rank, in the model's order."""
-        return list(range(self.grid.stage, self.last + 1, self.grid.stages))
-
     def train(
         self,
         micro_batches: int,

@@ -49,9 +49,6 @@ class StageModule(nn.Module):
                 carry = link(carry)
         return carry
 
-    def has(self, unit: str) -> bool:
-        return any(link.unit == unit for chain in self.pieces.values() for link in chain)
-
 
 def cut_out(model: Any, place: Placement) -> nn.Module:
     """What this rank runs of `model`: all of it, or its stage's pieces; the rest is then taken out of `model`, whose
