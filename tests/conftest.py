@@ -1,0 +1,5 @@
+"""Triton's kernels run in its interpreter here, on the CPU. Triton asks when it is imported, so this comes before all."""
+
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"
