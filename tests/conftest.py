@@ -1,4 +1,4 @@
-"""Triton's kernels run in its interpreter here, on the CPU. Triton asks when it is imported, so this comes before all."""
+"""Triton kernels run in the interpreter here, on the CPU. Triton asks when it is imported, so this comes before all."""
 
 import os
 

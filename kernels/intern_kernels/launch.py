@@ -1,5 +1,5 @@
-"""Every Triton kernel of this package is launched here, so that tests can count launches, and build each kernel with the
-very arguments of a real call, for chips that this machine does not have.
+"""Every Triton kernel of this package is launched here, so that tests can count launches, and build each kernel with
+the very arguments of a real call, for chips that this machine does not have.
 """
 
 from __future__ import annotations
