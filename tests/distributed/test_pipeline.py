@@ -32,6 +32,7 @@ ON_TWO: list[Case] = [
     {"pipeline": 2, "data": 1, "micro_batches": 2, "stage": 1, "freeze": ["text"], "text": "first"},
     {"pipeline": 2, "data": 1, "micro_batches": 4, "stage": 3, "recompute": "full", "drop_path": 0.3},
     {"pipeline": 2, "data": 1, "micro_batches": 2, "stage": 2, "tied": True},
+    {"pipeline": 2, "data": 1, "micro_batches": 2, "stage": 3, "zero": {"sub_group_size": 20000}},
     {"pipeline": 2, "data": 1, "micro_batches": 3, "stage": 3, "sizes": [3, 1, 4], "norm": "layer"},
 ]
 ON_FOUR: list[Case] = [

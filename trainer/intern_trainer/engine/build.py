@@ -21,7 +21,7 @@ from intern_trainer.engine.optimizers import build_optimizer
 from intern_trainer.engine.plain import PlainStage
 from intern_trainer.engine.runtime import load_deepspeed
 from intern_trainer.engine.transfer import shapes
-from intern_trainer.engine.upstream import StageUnit, compare_traces_within, count_every_stage
+from intern_trainer.engine.upstream import StageUnit, compare_traces_within, count_every_stage, sum_norms_once
 from intern_trainer.errors import ConfigError, ConfigErrors, EnvironmentFault
 from intern_trainer.optim import describe_groups, exempt_from_decay, joined, parameter_groups
 from intern_trainer.parallel import Draws, Placement, alone, cut_out
@@ -87,6 +87,8 @@ def build_engine(config: Config, ranks: Ranks, build: Build, placement: Placemen
         engine, *_ = deepspeed.initialize(
             model=part, optimizer=optimizer, config=ds_config, dist_init_required=False, mpu=mpu
         )
+        if mpu is not None:
+            sum_norms_once(engine.optimizer, grid.pipe.group)
     layout = layout_of(engine, model, stage, data)
     _restore_masters(layout, weights)
     average = Average(layout.holders, config.train.ema_decay) if config.train.ema_decay else None

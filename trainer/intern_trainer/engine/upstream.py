@@ -67,6 +67,34 @@ def count_every_stage(module: torch.nn.Module) -> None:
         parameter.model_parallel = True  # type: ignore[attr-defined]
 
 
+def sum_norms_once(zero_optimizer: Any, group: Any) -> None:
+    """DeepSpeed adds up the gradient norm over the stages for each group of parameters by itself: under ZeRO-3 one for
+    every `sub_group_size` elements, so that a stage with more parameters than another waits for ever in a reduction
+    that the other never joins. Here each stage combines its own groups, and one sum over the stages follows. Overflows
+    are agreed on as before, by a maximum.
+    """
+    reduce = zero_optimizer._model_parallel_all_reduce
+
+    def only_overflows(tensor: Any, op: Any) -> None:
+        if op == dist.ReduceOp.MAX:
+            reduce(tensor=tensor, op=op)
+
+    def over_stages(norm: torch.Tensor) -> torch.Tensor:
+        square = norm.square()
+        dist.all_reduce(square, group=group)
+        return square.sqrt()
+
+    zero_optimizer._model_parallel_all_reduce = only_overflows
+    if hasattr(zero_optimizer, "_get_norm_groups"):  # ZeRO-3
+        from deepspeed.runtime.utils import combine_grad_norm_groups
+
+        of_groups = zero_optimizer._get_norm_groups
+        zero_optimizer._get_norm_groups = lambda: [over_stages(combine_grad_norm_groups(of_groups()))]
+    else:
+        of_stage = zero_optimizer.scaled_global_norm
+        zero_optimizer.scaled_global_norm = lambda *given, **named: over_stages(of_stage(*given, **named))
+
+
 def compare_traces_within(ranks: Ranks) -> None:
     """ZeRO-3 compares the order of its modules with that of rank 0 of the whole run, and so waits for ever where stages
     differ; here with the other ranks of the stage. Modules and parameters are numbered on from engine to engine of a

@@ -53,6 +53,15 @@ def test_gradient_norms_are_summed_over_the_model_parallel_group(zero: Any) -> N
     assert "'model_parallel'" in inspect.getsource(is_model_parallel_parameter).replace('"', "'")
 
 
+def test_norms_are_summed_over_stages_where_we_sum_them_once(zero: Any) -> None:
+    """`sum_norms_once` stands on these names; were norms summed for all groups at once, it could go."""
+    for name, collects in (("stage3", "_get_norm_groups"), ("stage_1_and_2", "scaled_global_norm")):
+        source = inspect.getsource(zero[name])
+        for verb in (collects, "get_grad_norm_direct", "_model_parallel_all_reduce"):
+            assert f"def {verb}(self" in source, f"{name} sums gradient norms in another way: {verb} is gone"
+        assert "norm_groups.append(norm)" in source, name
+
+
 def test_the_unit_of_the_last_engine_is_kept_where_we_forget_it() -> None:
     from deepspeed.utils import groups
 
