@@ -1,6 +1,7 @@
 """The block kinds of MetaNet and UniNet. Every block maps a channels-last map [b, c, h, w] to another one.
 
-Legend: h_bchw hidden maps of expanded width, r_bchw the residual path, t_bnc tokens (the same storage, n = h * w).
+Legend: h_bchw hidden maps of expanded width, r_bchw the residual path, t_bnc tokens (the same storage, n = h * w),
+n_bnc normalised ones.
 Sources: the released MetaNet of OpenGVLab's GV-B and UniNet (arXiv 2207.05420); names are ours, `state_dict.py` has
 theirs. UniNet's DWConvBlock is `MBConv`, its AttentionBlock and GV-B's SABlock are `AttentionBlock` with
 self-attention, GV-B's Block is `AttentionBlock` with XCA.
@@ -31,6 +32,14 @@ from intern_zoo.metanet.layers import (
     size_of,
 )
 from intern_zoo.metanet.norm import NORMS
+from intern_zoo.metanet.unfused import (
+    activated_depthwise,
+    activated_squeeze,
+    add_branch,
+    add_branch_norm,
+    normalised,
+    position_norm,
+)
 
 ATTENTIONS: dict[str, type[nn.Module]] = {"attention": SelfAttention, "xca": CrossCovarianceAttention}
 
@@ -82,6 +91,7 @@ class MBConv(nn.Module):
         norm, act = NORMS[shape.norm], ACTIVATIONS[shape.act]
         self.expands = shape.inputs != shape.hidden or shape.stride != 1
         self.shortcut = shortcut_of(shape)
+        self.norm_expand = None
         if self.expands:
             self.norm_in = norm(shape.inputs)
             self.expand = Pointwise(shape.inputs, shape.hidden, bias=False)
@@ -95,12 +105,12 @@ class MBConv(nn.Module):
         self.drop_path = DropPath(shape.drop_path, shape.drop_path_mode)
 
     def forward(self, x_bchw: torch.Tensor) -> torch.Tensor:
-        return self.drop_path(self.shortcut(x_bchw), x_bchw, self.branch)
+        return add_branch(self.shortcut(x_bchw), x_bchw, self.branch, self.norm_out, self.drop_path(x_bchw))
 
     def branch(self, x_bchw: torch.Tensor) -> torch.Tensor:
-        h_bchw = self.act(self.norm_expand(self.expand(self.norm_in(x_bchw)))) if self.expands else x_bchw
-        h_bchw = self.act(self.norm_depthwise(self.depthwise(h_bchw)))
-        return self.norm_out(self.project(self.squeeze(h_bchw)))
+        h_bchw = self.expand(normalised(x_bchw, self.norm_in)) if self.expands else x_bchw
+        h_bchw, sums = activated_depthwise(h_bchw, self.norm_expand, self.act, self.depthwise, self.norm_depthwise)
+        return self.project(activated_squeeze(h_bchw, sums, self.norm_depthwise, self.act, self.squeeze))
 
 
 class FusedMBConv(nn.Module):
@@ -114,11 +124,11 @@ class FusedMBConv(nn.Module):
         norm, act = NORMS[shape.norm], ACTIVATIONS[shape.act]
         self.expands = shape.inputs != shape.hidden
         self.shortcut = shortcut_of(shape)
+        self.norm_expand = self.act = None
         if self.expands:
             self.norm_in = norm(shape.inputs)
             self.expand = conv3x3(shape.inputs, shape.hidden, shape.stride)
-            self.norm_expand = norm(shape.hidden)
-            self.act = act()
+            self.norm_expand, self.act = norm(shape.hidden), act()
         self.squeeze = SqueezeExcitation(shape.hidden, shape.squeezed)
         self.project = (
             Pointwise(shape.hidden, shape.outputs)
@@ -129,11 +139,11 @@ class FusedMBConv(nn.Module):
         self.drop_path = DropPath(shape.drop_path, shape.drop_path_mode)
 
     def forward(self, x_bchw: torch.Tensor) -> torch.Tensor:
-        return self.drop_path(self.shortcut(x_bchw), x_bchw, self.branch)
+        return add_branch(self.shortcut(x_bchw), x_bchw, self.branch, self.norm_out, self.drop_path(x_bchw))
 
     def branch(self, x_bchw: torch.Tensor) -> torch.Tensor:
-        h_bchw = self.act(self.norm_expand(self.expand(self.norm_in(x_bchw)))) if self.expands else x_bchw
-        return self.norm_out(self.project(self.squeeze(h_bchw)))
+        h_bchw = self.expand(normalised(x_bchw, self.norm_in)) if self.expands else x_bchw
+        return self.project(activated_squeeze(h_bchw, None, self.norm_expand, self.act, self.squeeze))
 
 
 class AttentionBlock(nn.Module):
@@ -155,17 +165,11 @@ class AttentionBlock(nn.Module):
         self.drop_path = DropPath(shape.drop_path, shape.drop_path_mode)
 
     def forward(self, x_bchw: torch.Tensor) -> torch.Tensor:
-        x_bchw = x_bchw + self.position(x_bchw)
-        t_bnc = as_tokens(x_bchw)
-        t_bnc = self.drop_path(t_bnc, t_bnc, self.attend)
-        t_bnc = self.drop_path(t_bnc, t_bnc, self.transform)
+        x_bchw, n_bnc = position_norm(x_bchw, self.position, self.norm1)
+        t_bnc, drop = as_tokens(x_bchw), self.drop_path
+        t_bnc, n_bnc = add_branch_norm(t_bnc, n_bnc, self.attention, self.scale1, drop(t_bnc), self.norm2)
+        t_bnc = add_branch(t_bnc, n_bnc, self.mlp, self.scale2, drop(t_bnc))
         return as_map(t_bnc, size_of(x_bchw))
-
-    def attend(self, t_bnc: torch.Tensor) -> torch.Tensor:
-        return self.scale1(self.attention(self.norm1(t_bnc)))
-
-    def transform(self, t_bnc: torch.Tensor) -> torch.Tensor:
-        return self.scale2(self.mlp(self.norm2(t_bnc)))
 
 
 class AttentionTransition(nn.Module):
@@ -185,9 +189,9 @@ class AttentionTransition(nn.Module):
         self.scale1 = LayerScale(shape.outputs, shape.layer_scale)
 
     def forward(self, x_bchw: torch.Tensor) -> torch.Tensor:
-        x_bchw = x_bchw + self.position(x_bchw)
+        x_bchw, n_bnc = position_norm(x_bchw, self.position, self.norm1)
         r_bchw = self.shortcut(x_bchw)
-        y_bchw = self.pool(as_map(self.norm1(as_tokens(x_bchw)), size_of(x_bchw)))
+        y_bchw = self.pool(as_map(n_bnc, size_of(x_bchw)))
         t_bnc = self.scale1(self.attention(as_tokens(y_bchw)))
         return r_bchw + as_map(t_bnc, size_of(y_bchw))
 

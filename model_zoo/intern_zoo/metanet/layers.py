@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -80,8 +81,11 @@ class SqueezeExcitation(nn.Module):
         self.fc2 = Pointwise(squeezed, width)
 
     def forward(self, x_bchw: torch.Tensor) -> torch.Tensor:
-        mean_bc11 = x_bchw.mean(dim=(2, 3), keepdim=True)
-        return x_bchw * F.hardsigmoid(self.fc2(F.relu(self.fc1(mean_bc11))))
+        return x_bchw * self.gate(x_bchw.mean(dim=(2, 3), keepdim=True))
+
+    def gate(self, mean_bc11: torch.Tensor) -> torch.Tensor:
+        """Factors [b, c, 1, 1] from the channels' means."""
+        return F.hardsigmoid(self.fc2(F.relu(self.fc1(mean_bc11))))
 
 
 class Shortcut(nn.Module):
@@ -125,9 +129,18 @@ class LayerScale(nn.Module):
         return x * self.gamma
 
 
+class Drawn(NamedTuple):
+    """What stochastic depth has drawn for a batch of b samples: either a factor for each, `factor_b`, or the rows whose
+    branch is computed at all, `rows_k` (int64, each once), which then counts b / k times.
+    """
+
+    factor_b: torch.Tensor
+    rows_k: torch.Tensor | None
+
+
 class DropPath(nn.Module):
-    """A residual branch that is dropped for some samples while training, the rest scaled so that the mean stays:
-    residual + branch(x).
+    """Stochastic depth: draws the samples that a residual branch is dropped for while training; the others are scaled
+    so that the mean stays.
 
     Mode "mask" (released) draws for each sample and computes the branch for all. Mode "rows" computes it for the kept
     rows only, which saves the others' time and memory: a fixed number of them, the whole one nearest to (1 - rate) b
@@ -139,38 +152,15 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate, self.mode = rate, mode
 
-    def forward(self, residual: torch.Tensor, x: torch.Tensor, branch: Callable[..., torch.Tensor]) -> torch.Tensor:
-        """All maps [b, c, h, w] or tokens [b, n, c]; `branch` takes any number of rows."""
+    def forward(self, x: torch.Tensor) -> Drawn | None:
+        """For the samples of `x` [b, ...]; None where nothing is dropped."""
         if self.rate == 0.0 or not self.training:
-            return residual + branch(x)
+            return None
         keep, b = 1.0 - self.rate, x.shape[0]
         if self.mode == "mask":
-            kept_b = x.new_empty(b).bernoulli_(keep)
-            return residual + branch(x) * (kept_b / keep).view(-1, *(1,) * (residual.dim() - 1))
-        count = max(1, round(keep * b))
-        return self.add_rows(residual, x, branch, torch.randperm(b, device=x.device)[:count])
-
-    @staticmethod
-    def add_rows(
-        residual: torch.Tensor, x: torch.Tensor, branch: Callable[..., torch.Tensor], rows_k: torch.Tensor
-    ) -> torch.Tensor:
-        """The branch for the rows `rows_k` (int64 [k], each once), times b / k."""
-        y = branch(_channels_first(_channels_last(x).index_select(0, rows_k)))
-        dtype, scale = torch.result_type(residual, y), len(x) / len(rows_k)
-        summed = torch.index_add(
-            _channels_last(residual).to(dtype), 0, rows_k, _channels_last(y).to(dtype), alpha=scale
-        )
-        return _channels_first(summed)
+            return Drawn(x.new_empty(b).bernoulli_(keep) / keep, None)
+        rows_k = torch.randperm(b, device=x.device)[: max(1, round(keep * b))]
+        return Drawn(x.new_full((b,), b / len(rows_k)), rows_k)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:.3f}, mode={self.mode}"
-
-
-def _channels_last(x: torch.Tensor) -> torch.Tensor:
-    """[b, c, h, w] -> [b, h, w, c], contiguous as it lies (rows taken of [b, c, h, w] would lie channels-first)."""
-    return x.permute(0, 2, 3, 1) if x.dim() == 4 else x
-
-
-def _channels_first(x: torch.Tensor) -> torch.Tensor:
-    """`_channels_last` undone."""
-    return x.permute(0, 3, 1, 2) if x.dim() == 4 else x

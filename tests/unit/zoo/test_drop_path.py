@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import pytest
 import torch
 from intern_zoo import create_model
 from intern_zoo.errors import ModelConfigError
 from intern_zoo.metanet.blocks import BlockShape, make_block
-from intern_zoo.metanet.layers import DropPath
+from intern_zoo.metanet.layers import Drawn, DropPath
 from intern_zoo.metanet.norm import BatchNorm
+from intern_zoo.metanet.unfused import add_branch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -37,12 +37,13 @@ def maps(b: int = 5) -> torch.Tensor:
 def test_the_mask_drops_samples_and_keeps_the_mean() -> None:
     torch.manual_seed(0)
     drop, residual, x = DropPath(0.25), torch.full((4000, 2, 3, 1), 5.0), torch.ones(4000, 2, 3, 1)
-    y = drop(residual, x, torch.clone) - 5.0
+    y = add_branch(residual, x, torch.clone, nn.Identity(), drop(x)) - 5.0
     per_sample = y.flatten(1)
     assert per_sample.eq(per_sample[:, :1]).all()
     assert per_sample[:, 0].unique().tolist() == pytest.approx([0.0, 1 / 0.75])
     assert y.mean().item() == pytest.approx(1.0, abs=0.03)
-    assert torch.equal(drop.eval()(residual, x, torch.clone), residual + 1)
+    assert drop.eval()(x) is None
+    assert torch.equal(add_branch(residual, x, torch.clone, nn.Identity(), None), residual + 1)
 
 
 @pytest.mark.parametrize(("b", "rate", "kept"), [(10, 0.3, 7), (16, 0.03, 16), (8, 0.06, 8), (8, 0.1, 7), (1, 0.9, 1)])
@@ -55,7 +56,8 @@ def test_rows_are_a_fixed_number_and_each_is_kept_as_often_as_any_other(b: int, 
             sizes.add(len(x))
             return x
 
-        total += drop(torch.zeros(b, 1, 1).double(), torch.ones(b, 1, 1).double(), branch).flatten()
+        zeros, ones = torch.zeros(b, 1, 1).double(), torch.ones(b, 1, 1).double()
+        total += add_branch(zeros, ones, branch, nn.Identity(), drop(ones)).flatten()
     assert sizes == {kept}
     assert (total / 400).tolist() == pytest.approx([1.0] * b, abs=0.15)
     assert total.sum().item() / 400 == pytest.approx(b)  # the scale makes up for the dropped ones in each batch
@@ -73,11 +75,7 @@ def test_rows_equal_the_masked_form_with_the_same_rows(
     x, z = maps().requires_grad_(), maps().requires_grad_()
     y = by_rows(x)
     factor = torch.zeros(5).index_fill(0, rows, 5 / 3)
-
-    def masked(residual: torch.Tensor, x: torch.Tensor, branch: Any) -> torch.Tensor:
-        return residual + branch(x) * factor.view(-1, *(1,) * (residual.dim() - 1))
-
-    monkeypatch.setattr(DropPath, "forward", lambda _, *given: masked(*given))
+    monkeypatch.setattr(DropPath, "forward", lambda _, x: Drawn(factor, None))
     expected = by_mask(z)
     torch.testing.assert_close(y, expected)
     assert y.is_contiguous(memory_format=torch.channels_last)
