@@ -20,6 +20,8 @@ class Config:
     constants: Mapping[str, int]
     num_warps: int = 4
     num_stages: int = 2
+    around: Callable[[Callable[[], None]], None] | None = field(default=None, compare=False)
+    """Called with the launch, to run and time it; None: it is just run."""
 
     def __getitem__(self, name: str) -> int:
         return self.constants[name]
@@ -58,7 +60,11 @@ def launch(kernel: Any, grid: tuple[int, ...], arguments: Sequence[Any], config:
         return
     call = Launch(kernel, grid, arguments, {**config.constants, **constants}, config.num_warps, config.num_stages)
     _state.counts[call.name] += 1
-    (_state.run or _run)(call)
+    run = _state.run or _run
+    if config.around is None:
+        run(call)
+    else:
+        config.around(lambda: run(call))
 
 
 def _run(call: Launch) -> None:
