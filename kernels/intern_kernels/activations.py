@@ -20,7 +20,7 @@ def _tanh_inner(v):
 
 
 @triton.jit
-def activate(v, ACT: tl.constexpr):  # noqa: N803, a constant of the kernel
+def activate(v, ACT: tl.constexpr):
     """act(v), of an fp32 block."""
     if ACT == 1:
         return 0.5 * v * (1.0 + tl.erf(0.7071067811865476 * v))
@@ -31,7 +31,7 @@ def activate(v, ACT: tl.constexpr):  # noqa: N803, a constant of the kernel
 
 
 @triton.jit
-def activation_slope(v, ACT: tl.constexpr):  # noqa: N803
+def activation_slope(v, ACT: tl.constexpr):
     """The derivative of act at v, of an fp32 block."""
     if ACT == 1:
         density = 0.3989422804014327 * tl.exp(-0.5 * v * v)
