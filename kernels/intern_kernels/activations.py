@@ -13,10 +13,10 @@ ACTS = {"none": 0, "gelu": 1, "gelu_tanh": 2}
 
 
 @triton.jit
-def _tanh_inner(v):
-    # tanh(u) of the tanh form, u = sqrt(2 / pi) (v + 0.044715 v^3), through exp: exp(2u) = inf gives 1, 0 gives -1.
-    doubled = 1.5957691216057308 * v * (1.0 + 0.044715 * v * v)
-    return 1.0 - 2.0 / (tl.exp(doubled) + 1.0)
+def _tanh_gate(v):
+    # 0.5 (1 + tanh(u)) = 1 / (1 + exp(-2u)), u = sqrt(2 / pi) (v + 0.044715 v^3): no cancellation, and an exponential
+    # that overflows gives 0. The constants hold -2 / ln 2, for a power of two.
+    return 1.0 / (1.0 + tl.exp2(v * (-2.3022081986 - 0.1029432396 * v * v)))
 
 
 @triton.jit
@@ -25,7 +25,7 @@ def activate(v, ACT: tl.constexpr):
     if ACT == 1:
         return 0.5 * v * (1.0 + tl.erf(0.7071067811865476 * v))
     elif ACT == 2:
-        return 0.5 * v * (1.0 + _tanh_inner(v))
+        return v * _tanh_gate(v)
     else:
         return v
 
@@ -37,8 +37,7 @@ def activation_slope(v, ACT: tl.constexpr):
         density = 0.3989422804014327 * tl.exp(-0.5 * v * v)
         return 0.5 * (1.0 + tl.erf(0.7071067811865476 * v)) + v * density
     elif ACT == 2:
-        t = _tanh_inner(v)
-        slope = 0.7978845608028654 * (1.0 + 0.134145 * v * v)
-        return 0.5 * (1.0 + t) + 0.5 * v * (1.0 - t * t) * slope
+        gate = _tanh_gate(v)
+        return gate + v * (gate - gate * gate) * (1.5957691216057308 + 0.21406444881780074 * v * v)
     else:
         return tl.full(v.shape, 1.0, tl.float32)
