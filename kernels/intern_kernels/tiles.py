@@ -37,9 +37,9 @@ def config(c: int, elements: int, num_warps: int = 4) -> Config:
     return Config({"BLOCK_R": max(1, 32 * num_warps * elements // block_c), "BLOCK_C": block_c}, num_warps)
 
 
-def space(c: int) -> list[Config]:
-    """The configurations worth timing."""
-    return [config(c, elements, num_warps) for num_warps in (4, 8) for elements in (8, 16, 32)]
+def space(c: int, elements: int) -> list[Config]:
+    """The configurations worth timing: programs of other sizes, and twice as much at once."""
+    return [config(c, at_once, num_warps) for at_once in (elements, 2 * elements) for num_warps in (2, 4, 8)]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Plan:
 def plan(kernel: str, x: Tensor, elements: int, samples: int = 1) -> Plan:
     """How `kernel` divides x [..., c], or each of `samples` equal parts of it."""
     c = x.shape[-1]
-    chosen = pick(kernel, (c, str(x.dtype)), config(c, elements), lambda: space(c))
+    chosen = pick(kernel, (c, str(x.dtype)), config(c, elements), lambda: space(c, elements))
     columns = triton.cdiv(c, chosen["BLOCK_C"])
     rows = x.numel() // (c * samples) if x.numel() else 0
     each = max(min(ROWS, rows), triton.cdiv(rows * columns * samples, PROGRAMS), 1)
