@@ -62,24 +62,25 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def why_not(op: str, *tensors: Tensor) -> str | None:
-    """Why plain torch computes `op` for these tensors; None where its kernel does."""
+def why_not(op: str, *tensors: Tensor, limit: str | None = None) -> str | None:
+    """Why plain torch computes `op` for these tensors; None where its kernel does. `limit`: what the op itself finds
+    beyond its kernels in their shapes, if anything."""
     choice = _settings.by_op.get(op, _settings.default)
     if choice == "torch":
         return "the configuration says torch"
-    reason = _obstacle(tensors, forced=choice == "triton")
+    reason = _obstacle(tensors, forced=choice == "triton") or limit
     if reason and choice == "triton":
         raise RuntimeError(f"kernels.{op} is `triton`, but {reason}; choose `auto` or `torch`")
     return reason
 
 
-def chosen(op: str, *tensors: Tensor) -> bool:
+def chosen(op: str, *tensors: Tensor, limit: str | None = None) -> bool:
     """Whether the kernel of `op` computes it for these tensors.
 
     Raises:
         RuntimeError: the configuration insists on a kernel that cannot run here.
     """
-    return why_not(op, *tensors) is None
+    return why_not(op, *tensors, limit=limit) is None
 
 
 def _obstacle(tensors: tuple[Tensor, ...], forced: bool) -> str | None:
