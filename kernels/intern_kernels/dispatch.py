@@ -1,11 +1,12 @@
 """Triton or plain torch, for each op: by configuration, device and dtype.
 
-    configure("auto", {"contrastive_loss": "torch"})     # once, by the trainer
-    if chosen("scale_residual_norm", x): ...             # by the caller of an op
-    why_not("scale_residual_norm", x)                    # for logs: "x is on cpu; ..."
+    configure("auto", {"cross_covariance_attention": "torch"})
+    if chosen("cross_covariance_attention", q, k, v): ...      # by the caller of an op
+    why_not("cross_covariance_attention", q, k, v)             # for logs: "a tensor is on cpu, ..."
 
-`auto` takes a kernel on a GPU that can run it. `triton` insists: where it cannot run, that is an error with its reason
-and never another path in silence; on the CPU it runs in Triton's interpreter (TRITON_INTERPRET=1), which is for tests.
+Without `configure` all is plain torch: no kernel has run on a GPU yet. `auto` takes a kernel on a GPU that can run it.
+`triton` insists: where it cannot run, that is an error with its reason and never another path in silence; on the CPU it
+runs in Triton's interpreter (TRITON_INTERPRET=1), which is for tests.
 """
 
 from __future__ import annotations
@@ -20,14 +21,8 @@ import torch
 from torch import Tensor
 
 Choice = Literal["auto", "triton", "torch"]
-OPS = (
-    "dwconv_residual_norm",
-    "scale_residual_norm",
-    "mbconv",
-    "cross_covariance_attention",
-    "contrastive_loss",
-)
-"""Names that configuration may give; `mbconv` is the chain of normalise, depthwise and squeeze-excitation kernels."""
+OPS = ("cross_covariance_attention",)
+"""Names that configuration may give: the ops that are chosen here."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OLDEST = (8, 0)
 """Compute capability that the kernels are built for, and newer."""
@@ -35,15 +30,15 @@ OLDEST = (8, 0)
 
 @dataclass
 class _Settings:
-    default: Choice = "auto"
+    default: Choice = "torch"
     by_op: dict[str, Choice] = field(default_factory=dict)
 
 
 _settings = _Settings()
 
 
-def configure(default: Choice = "auto", by_op: Mapping[str, Choice] | None = None) -> None:
-    """What all later calls go by.
+def configure(default: Choice = "torch", by_op: Mapping[str, Choice] | None = None) -> None:
+    """What all later calls go by, in this process.
 
     Raises:
         ValueError: an unknown op or choice.
@@ -70,7 +65,7 @@ def why_not(op: str, *tensors: Tensor, limit: str | None = None) -> str | None:
         return "the configuration says torch"
     reason = _obstacle(tensors, forced=choice == "triton") or limit
     if reason and choice == "triton":
-        raise RuntimeError(f"kernels.{op} is `triton`, but {reason}; choose `auto` or `torch`")
+        raise RuntimeError(f"{op} is to be `triton`, but {reason}; choose `auto` or `torch`")
     return reason
 
 

@@ -32,14 +32,7 @@ from intern_zoo.metanet.layers import (
     size_of,
 )
 from intern_zoo.metanet.norm import NORMS
-from intern_zoo.metanet.unfused import (
-    activated_depthwise,
-    activated_squeeze,
-    add_branch,
-    add_branch_norm,
-    normalised,
-    position_norm,
-)
+from intern_zoo.metanet.steps import add_branch, add_branch_norm, position_norm
 
 ATTENTIONS: dict[str, type[nn.Module]] = {"attention": SelfAttention, "xca": CrossCovarianceAttention}
 
@@ -91,7 +84,6 @@ class MBConv(nn.Module):
         norm, act = NORMS[shape.norm], ACTIVATIONS[shape.act]
         self.expands = shape.inputs != shape.hidden or shape.stride != 1
         self.shortcut = shortcut_of(shape)
-        self.norm_expand = None
         if self.expands:
             self.norm_in = norm(shape.inputs)
             self.expand = Pointwise(shape.inputs, shape.hidden, bias=False)
@@ -108,9 +100,9 @@ class MBConv(nn.Module):
         return add_branch(self.shortcut(x_bchw), x_bchw, self.branch, self.norm_out, self.drop_path(x_bchw))
 
     def branch(self, x_bchw: torch.Tensor) -> torch.Tensor:
-        h_bchw = self.expand(normalised(x_bchw, self.norm_in)) if self.expands else x_bchw
-        h_bchw, sums = activated_depthwise(h_bchw, self.norm_expand, self.act, self.depthwise, self.norm_depthwise)
-        return self.project(activated_squeeze(h_bchw, sums, self.norm_depthwise, self.act, self.squeeze))
+        h_bchw = self.act(self.norm_expand(self.expand(self.norm_in(x_bchw)))) if self.expands else x_bchw
+        h_bchw = self.act(self.norm_depthwise(self.depthwise(h_bchw)))
+        return self.project(self.squeeze(h_bchw))
 
 
 class FusedMBConv(nn.Module):
@@ -124,11 +116,11 @@ class FusedMBConv(nn.Module):
         norm, act = NORMS[shape.norm], ACTIVATIONS[shape.act]
         self.expands = shape.inputs != shape.hidden
         self.shortcut = shortcut_of(shape)
-        self.norm_expand = self.act = None
         if self.expands:
             self.norm_in = norm(shape.inputs)
             self.expand = conv3x3(shape.inputs, shape.hidden, shape.stride)
-            self.norm_expand, self.act = norm(shape.hidden), act()
+            self.norm_expand = norm(shape.hidden)
+            self.act = act()
         self.squeeze = SqueezeExcitation(shape.hidden, shape.squeezed)
         self.project = (
             Pointwise(shape.hidden, shape.outputs)
@@ -142,8 +134,8 @@ class FusedMBConv(nn.Module):
         return add_branch(self.shortcut(x_bchw), x_bchw, self.branch, self.norm_out, self.drop_path(x_bchw))
 
     def branch(self, x_bchw: torch.Tensor) -> torch.Tensor:
-        h_bchw = self.expand(normalised(x_bchw, self.norm_in)) if self.expands else x_bchw
-        return self.project(activated_squeeze(h_bchw, None, self.norm_expand, self.act, self.squeeze))
+        h_bchw = self.act(self.norm_expand(self.expand(self.norm_in(x_bchw)))) if self.expands else x_bchw
+        return self.project(self.squeeze(h_bchw))
 
 
 class AttentionBlock(nn.Module):

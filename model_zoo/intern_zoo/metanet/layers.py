@@ -81,11 +81,8 @@ class SqueezeExcitation(nn.Module):
         self.fc2 = Pointwise(squeezed, width)
 
     def forward(self, x_bchw: torch.Tensor) -> torch.Tensor:
-        return x_bchw * self.gate(x_bchw.mean(dim=(2, 3), keepdim=True))
-
-    def gate(self, mean_bc11: torch.Tensor) -> torch.Tensor:
-        """Factors [b, c, 1, 1] from the channels' means."""
-        return F.hardsigmoid(self.fc2(F.relu(self.fc1(mean_bc11))))
+        mean_bc11 = x_bchw.mean(dim=(2, 3), keepdim=True)
+        return x_bchw * F.hardsigmoid(self.fc2(F.relu(self.fc1(mean_bc11))))
 
 
 class Shortcut(nn.Module):

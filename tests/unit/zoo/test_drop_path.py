@@ -11,7 +11,7 @@ from intern_zoo.errors import ModelConfigError
 from intern_zoo.metanet.blocks import BlockShape, make_block
 from intern_zoo.metanet.layers import Drawn, DropPath
 from intern_zoo.metanet.norm import BatchNorm
-from intern_zoo.metanet.unfused import add_branch
+from intern_zoo.metanet.steps import add_branch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -1,7 +1,6 @@
-"""The steps that MetaNet's blocks are made of, as plain modules one after another: what `fused.py` computes in fewer
-passes over memory, and what an exported model runs.
+"""The steps that MetaNet's blocks are made of: what belongs together when passes over memory are counted.
 
-Legend: x_bchw maps, channels-last in memory; r_... the residual path; n_... normalised tokens.
+Legend: h_bchw, x_bchw maps, channels-last in memory; x_bnc tokens, the same storage.
 """
 
 from __future__ import annotations
@@ -11,32 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from intern_zoo.metanet.layers import Drawn, SqueezeExcitation, as_tokens
-
-
-def normalised(x_bchw: torch.Tensor, norm: nn.Module) -> torch.Tensor:
-    """norm(x)."""
-    return norm(x_bchw)
-
-
-def activated_depthwise(
-    h_bchw: torch.Tensor, norm: nn.Module | None, act: nn.Module, depthwise: nn.Module, following: nn.Module
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """depthwise(act(norm(h))), or depthwise(h) without a norm; and, where they are made along, the channels' sums that
-    the `following` norm needs of it.
-    """
-    return depthwise(h_bchw if norm is None else act(norm(h_bchw))), None
-
-
-def activated_squeeze(
-    h_bchw: torch.Tensor,
-    sums: torch.Tensor | None,
-    norm: nn.Module | None,
-    act: nn.Module | None,
-    squeeze: SqueezeExcitation,
-) -> torch.Tensor:
-    """squeeze(act(norm(h))), or squeeze(h) without a norm. sums: as `activated_depthwise` gave them."""
-    return squeeze(h_bchw if norm is None or act is None else act(norm(h_bchw)))
+from intern_zoo.metanet.layers import Drawn, as_tokens
 
 
 def position_norm(x_bchw: torch.Tensor, position: nn.Module, norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
