@@ -14,6 +14,8 @@ from torch import Tensor
 from intern_kernels.tiles import load_fp32
 
 NONE, CHANNEL, POSITION = 0, 1, 2
+Norm = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+"""mean, rstd, weight, bias."""
 
 
 def form(mean: Tensor | None) -> int:

@@ -25,10 +25,10 @@ ROWS = 128
 """Fewest rows of a program, if there are so many: below, loading what belongs to its channels would count."""
 
 
-def channel_block(c: int) -> int:
-    """BLOCK_C: 128, or the power of two from 32 on that divides c; all of fewer than 32 channels."""
-    divisor = gcd(c, CHANNELS)
-    return divisor if divisor >= 32 else min(CHANNELS, triton.next_power_of_2(c))
+def channel_block(c: int, most: int = CHANNELS) -> int:
+    """BLOCK_C: `most`, or the power of two from 32 on that divides c; all of fewer than 32 channels."""
+    divisor = gcd(c, most)
+    return divisor if divisor >= 32 else min(most, triton.next_power_of_2(c))
 
 
 def config(c: int, elements: int, num_warps: int = 4) -> Config:

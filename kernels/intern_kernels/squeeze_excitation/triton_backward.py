@@ -14,8 +14,7 @@ from torch import Tensor
 from intern_kernels import normal, tiles
 from intern_kernels.activations import ACTS, activate, activation_slope
 from intern_kernels.launch import launch, require_contiguous
-from intern_kernels.normal import channel_norm, row_statistics
-from intern_kernels.squeeze_excitation.triton_forward import Norm
+from intern_kernels.normal import Norm, channel_norm, row_statistics
 from intern_kernels.tiles import load_fp32, program_channels, program_rows
 
 

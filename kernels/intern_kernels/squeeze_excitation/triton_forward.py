@@ -13,11 +13,8 @@ from torch import Tensor
 from intern_kernels import normal, tiles
 from intern_kernels.activations import ACTS, activate
 from intern_kernels.launch import launch, require_contiguous
-from intern_kernels.normal import channel_norm, row_statistics
+from intern_kernels.normal import Norm, channel_norm, row_statistics
 from intern_kernels.tiles import load_fp32, program_channels, program_rows
-
-Norm = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
-"""mean, rstd, weight, bias."""
 
 
 @triton.jit
