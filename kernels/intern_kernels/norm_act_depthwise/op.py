@@ -147,6 +147,11 @@ def norm_act_depthwise(
     Returns:
         y, and fp32 [2, c]: sums of y - origin and of its square, of y as it is stored, as in `channel_sums`; [0]
         without an origin. With their gradient the backward pass reads y as well.
+
+    Raises:
+        ValueError: another stride, or a tensor that is not contiguous.
     """
+    if stride not in (1, 2):
+        raise ValueError(f"stride is {stride}, and this op knows 1 or 2")
     made: tuple[Tensor, Tensor] = _forward(x_bhwc, mean, rstd, weight_c, bias_c, act, kernel_9c, stride, origin_c)
     return made

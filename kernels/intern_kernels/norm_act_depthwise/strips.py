@@ -24,15 +24,20 @@ LEAST = 7
 """Fewest outputs of a part of a column, where the map has so many: of each part two rows more are read."""
 
 
-def config(c: int, elements: int, num_warps: int, channels: int = CHANNELS) -> Config:
+def config(c: int, elements: int, num_warps: int = 4, channels: int = CHANNELS) -> Config:
     """Blocks of `elements` a thread."""
     block_c = channel_block(c, channels)
     return Config({"BLOCK_R": max(1, 32 * num_warps * elements // block_c), "BLOCK_C": block_c}, num_warps)
 
 
 def space(c: int, elements: int) -> list[Config]:
-    """The configurations worth timing: wider and narrower programs, of more and fewer strips."""
-    return [config(c, elements, num_warps, channels) for channels in (32, 64, 128) for num_warps in (2, 4, 8)]
+    """The configurations worth timing: half as much a thread, for more threads at once; programs of other sizes."""
+    return [
+        config(c, at_once, num_warps, channels)
+        for at_once in (elements, elements // 2)
+        for num_warps in (4, 8)
+        for channels in (CHANNELS, 2 * CHANNELS)
+    ]
 
 
 @dataclass(frozen=True)
@@ -53,11 +58,11 @@ class Plan:
     """Programs one after another, along the strips."""
 
 
-def plan(kernel: str, out: Tensor, stride: int, elements: int, num_warps: int) -> Plan:
+def plan(kernel: str, out: Tensor, stride: int, elements: int) -> Plan:
     """How `kernel` divides a map, by its output [b, h, w, c]."""
     b, h, w, c = out.shape
     key = (h, w, c, stride, str(out.dtype))
-    chosen = pick(kernel, key, config(c, elements, num_warps), lambda: space(c, elements))
+    chosen = pick(kernel, key, config(c, elements), lambda: space(c, elements))
     columns = triton.cdiv(c, chosen["BLOCK_C"])
     whole = triton.cdiv(b * w, chosen["BLOCK_R"]) * columns
     height = triton.cdiv(h, min(triton.cdiv(h, LEAST), triton.cdiv(PROGRAMS, max(1, whole))))

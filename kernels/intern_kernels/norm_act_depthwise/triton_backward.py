@@ -65,9 +65,9 @@ def norm_act_depthwise_backward(
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """dy = grad + grad_sums[0] + 2 (y - origin) grad_sums[1] (no grad: 0; no y: grad alone), dphi = dy convolved with
-    the kernel turned round, dv = dphi act'(v), and of these: dx = dv weight rstd; dkernel[program, tap, c] = sums of phi
-    dy; partial[program, 0 | 1, c] = sums of dv, dv (x - mean) rstd over positions; row[column, 0 | 1, position] = sums of
-    dv weight, dv weight (x - mean) over channels. No pointer: not asked for. `positions`: all there are of x.
+    the kernel turned round, dv = dphi act'(v), and of these: dx = dv weight rstd; dkernel[program, tap, c] = sums of
+    phi dy; partial[program, 0 | 1, c] = sums of dv, dv (x - mean) rstd over positions; row[column, 0 | 1, position] =
+    sums of dv weight, dv weight (x - mean) over channels. No pointer: not asked for. `positions`: all there are of x.
 
     With stride 1 a strip has one position of x for each output, whose neighbours' dy, nine, lie in registers; a step
     loads a row of three. With stride 2 it has two by two, which four dy touch; a step loads two.
@@ -208,7 +208,7 @@ def backward(
         kernel=kernel,
     )  # fmt: skip
     c = x.shape[-1]
-    plan = strips.plan("norm_act_depthwise_backward", y, stride, elements=4, num_warps=4)
+    plan = strips.plan("norm_act_depthwise_backward", y, stride, elements=4)
 
     def exact(first: int, *shape: int) -> Tensor:
         return torch.empty(first, *shape, dtype=torch.float32, device=x.device)
