@@ -222,5 +222,5 @@ def backward(
     constants = {"C": c, "STRIDE": stride, "NORM": normal.form(mean), "ACT": ACTS[act]}
     arguments = (grad, *through_sums, x, *norm, kernel, dx, dkernel, partial, row, *sizes)
     launch(norm_act_depthwise_backward, (plan.columns, plan.programs), arguments, plan.config, **constants)
-    sums = [None if parts is None else parts.sum(0) for parts in (dkernel, partial, row)]
-    return dx, *sums
+    dkernel, partial, row = (None if parts is None else parts.sum(0) for parts in (dkernel, partial, row))
+    return dx, dkernel, partial, row
