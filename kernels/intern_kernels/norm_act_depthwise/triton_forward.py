@@ -128,7 +128,7 @@ def forward(
     require_contiguous(x=x, mean=mean, rstd=rstd, weight=weight, bias=bias, kernel=kernel, origin=origin)
     b, h, w, c = x.shape
     y = torch.empty(b, triton.cdiv(h, stride), triton.cdiv(w, stride), c, dtype=x.dtype, device=x.device)
-    plan = strips.plan("norm_act_depthwise_forward", y, stride, elements=8)
+    plan = strips.plan("norm_act_depthwise_forward", y, stride, elements=16 // x.element_size())
     partial = None if origin is None else torch.empty(plan.programs, 2, c, dtype=torch.float32, device=x.device)
     sizes = (plan.strips, plan.each, plan.height, plan.parts, h, w, *y.shape[1:3])
     constants = {"C": c, "STRIDE": stride, "NORM": normal.form(mean), "ACT": ACTS[act]}
